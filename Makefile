@@ -1,0 +1,39 @@
+# make demo   install what the demo needs and adapt a classifier to simulated scans
+# make test   install everything the tests need; ruff, mypy, pytest
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+OUT ?= demo-out
+SEED ?= 0
+
+.PHONY: demo test lint types benchmarks-real clean
+
+demo: $(VENV)/.demo
+	$(BIN)/crossmost demo --out $(OUT) --seed $(SEED)
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy reads the installed package from another folder: at the root, crossmost.runtime would resolve to ./runtime.
+types: $(VENV)/.dev
+	cd tests && ../$(BIN)/python -m mypy --config-file ../pyproject.toml -p crossmost
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Each stamp names what it installs; either target may be the first one run.
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet -e ".[cpu,train,report]" -c constraints.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet -e ".[cpu,train,report,tensorboard,dev]" -c constraints.txt
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info

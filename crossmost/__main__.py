@@ -1,0 +1,5 @@
+"""`python -m crossmost` is the `crossmost` command."""
+
+from crossmost.cli import app
+
+app()

@@ -1,0 +1,1 @@
+"""The light, torch-free runtime of crossmost."""

@@ -1,0 +1,145 @@
+"""From a sensor's cloud to the normalised cloud the encoder was trained on (DESIGN section 6).
+
+This is the only implementation: the trainer imports it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MORTON_BITS = 10
+"""Bits an axis of the space-filling curve that `thin` walks along: a grid of 1024 cells a side."""
+
+
+class InvalidCloud(ValueError):
+    """A cloud that cannot be classified; the message says what was expected and what was found."""
+
+
+def check_cloud(points: Any) -> NDArray[Any]:
+    """Return `points` as an (N, 3+) numeric array, or say what is wrong with it.
+
+    Args:
+        points: anything NumPy reads as an array: (N, 3) xyz, further columns allowed.
+
+    Raises:
+        InvalidCloud: not two-dimensional, fewer than three columns, not numbers, or no point at all.
+    """
+    cloud = np.asarray(points)
+    if cloud.ndim != 2 or cloud.shape[1] < 3:
+        hint = "; transpose it" if cloud.ndim == 2 and cloud.shape[0] == 3 else ""
+        raise InvalidCloud(f"expected points of shape (N, 3), found {cloud.shape}{hint}")
+    if not (np.issubdtype(cloud.dtype, np.number) or cloud.dtype == bool) or np.iscomplexobj(cloud):
+        raise InvalidCloud(f"expected real numbers, found dtype {cloud.dtype}")
+    if len(cloud) == 0:
+        raise InvalidCloud("expected at least one point, found an empty cloud")
+    return cloud
+
+
+def drop_invalid(points: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Remove the points that hold NaN or infinity.
+
+    Returns:
+        The usable points, (n, C) in their own dtype, and how many were dropped.
+
+    Raises:
+        InvalidCloud: no usable point is left.
+    """
+    if not np.issubdtype(points.dtype, np.floating):
+        return points, 0
+    usable = np.isfinite(points).all(axis=1)
+    dropped = len(points) - int(usable.sum())
+    if dropped == len(points):
+        raise InvalidCloud(f"expected at least one usable point, all {dropped} hold NaN or infinity")
+    return (points[usable], dropped) if dropped else (points, 0)
+
+
+def normalize(xyz: NDArray[Any]) -> NDArray[np.float32]:
+    """Move the centroid to the origin and the farthest point to distance one.
+
+    In float64, then float32, so that georeferenced coordinates keep their digits. A cloud whose points
+    are all equal becomes all zeros.
+
+    Args:
+        xyz: (N, 3), finite.
+
+    Returns:
+        (N, 3) float32 in the unit sphere.
+    """
+    exact = xyz.astype(np.float64)
+    # The largest coordinate is taken out first: squares of very large or very small coordinates would
+    # leave the range of float64.
+    exact -= exact.mean(axis=0)
+    extent = np.abs(exact).max()
+    if extent > 0:
+        exact /= extent
+        exact /= np.sqrt((exact * exact).sum(axis=1).max())
+    return exact.astype(np.float32)
+
+
+def morton_codes(xyz: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Place each point of the unit sphere on a space-filling (Morton) curve.
+
+    Args:
+        xyz: (N, 3) in [-1, 1].
+
+    Returns:
+        (N,) int64: the interleaved bits of the three cell coordinates.
+    """
+    side = 1 << MORTON_BITS
+    cells = np.clip((xyz.astype(np.float64) + 1.0) * (side / 2), 0, side - 1).astype(np.int64)
+    codes = np.zeros(len(xyz), dtype=np.int64)
+    for bit in range(MORTON_BITS):
+        for axis in range(3):
+            codes |= ((cells[:, axis] >> bit) & 1) << (3 * bit + axis)
+    return codes
+
+
+def thin(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Keep `count` points, evenly spaced along a space-filling curve.
+
+    Deterministic and independent of the order of the points; dense parts stay denser, as in the cloud.
+
+    Args:
+        points: (N, C) float32, the first three columns normalised.
+        count: at least 1.
+
+    Returns:
+        (min(N, count), C) float32.
+    """
+    if len(points) <= count:
+        return points
+    x, y, z = points[:, 0], points[:, 1], points[:, 2]
+    order = np.lexsort((x, y, z, morton_codes(points[:, :3])))
+    picked = (np.arange(count, dtype=np.int64) * len(points)) // count
+    return points[order[picked]]
+
+
+def fill(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Repeat points in turn until there are `count`: an encoder needs as many as it has groups or neighbours."""
+    if len(points) >= count:
+        return points
+    return points[np.arange(count) % len(points)]
+
+
+def prepare(points: Any, *, most: int, least: int = 1) -> NDArray[np.float32]:
+    """Everything between a raw cloud and sampling: check, drop, normalise, thin, fill.
+
+    Args:
+        points: (N, 3) xyz or (N, 6) xyz and rgb, any real dtype; colours pass through unchanged.
+        most: points kept of a larger cloud: the card's N.
+        least: points a smaller cloud is filled up to: the larger of the card's G and K.
+
+    Returns:
+        (n, 3 or 6) float32 with least <= n, and n <= max(most, least).
+
+    Raises:
+        InvalidCloud: see `check_cloud` and `drop_invalid`.
+    """
+    usable, _ = drop_invalid(check_cloud(points))
+    normalized = normalize(usable[:, :3])
+    if usable.shape[1] > 3:
+        normalized = np.concatenate([normalized, usable[:, 3:].astype(np.float32)], axis=1)
+    return fill(thin(normalized, most), least)

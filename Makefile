@@ -19,9 +19,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy reads the installed package from another folder: at the root, crossmost.runtime would resolve to ./runtime.
+# mypy reads the installed package from another folder: at the root, and through an editable install, it does not
+# find crossmost.runtime. `build` goes first: setuptools would put modules that were since deleted into the wheel.
 types: $(VENV)/.dev
-	cd tests && ../$(BIN)/python -m mypy --config-file ../pyproject.toml -p crossmost
+	rm -rf build
+	$(PIP) install --quiet --no-deps --no-build-isolation --target build/installed .
+	cd build/installed && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p crossmost
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

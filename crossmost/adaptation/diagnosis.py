@@ -1,0 +1,113 @@
+"""What can be known without labels: the teacher's predictions on a fixed part of the data, epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossmost.data.samples import PlainBatch
+from crossmost.models.grouping import group
+from crossmost.models.student import Student
+
+SEARCH_STEPS = 40
+TEMPERATURES = (0.25, 16.0)
+"""Range searched for a branch's temperature, relative to the one it was trained with."""
+
+
+class Diagnosis(NamedTuple):
+    """Logits of both branches on the same n clouds."""
+
+    index: Tensor  # (n,) int64, into the dataset
+    point: Tensor  # (n, C) float32
+    image: Tensor  # (n, C) float32, mean over the views
+
+
+@torch.no_grad()
+def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch.device) -> Diagnosis:
+    """Classify clouds and all their views as they are, unmasked and unaugmented.
+
+    Args:
+        model: in evaluation mode.
+        batches: of the clouds to look at; None for a batch without a usable cloud.
+        device: the model's.
+
+    Returns:
+        Logits on the CPU.
+    """
+    found = []
+    for batch in batches:
+        if batch is None:
+            continue
+        on_device = batch.to(device)
+        found.append((batch.index, point_logits(model, on_device.points), image_logits(model, on_device.views)))
+    index, point, image = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return Diagnosis(index, point, image)
+
+
+def point_logits(model: Student, points: tuple[Tensor, Tensor]) -> Tensor:
+    """Classify clouds (B, N, C) with their sizes (B,): (B, classes) float32."""
+    card = model.point_encoder.card
+    groups = group(points[0], card.groups, card.neighbors, points[1])
+    return model.classify(model.embed_point(model.point_features(groups)))
+
+
+def image_logits(model: Student, views: Tensor) -> Tensor:
+    """Classify views (B, V, 3, H, W): (B, classes) float32, the mean over each object's views."""
+    embedding = model.embed_image(model.image_features(views.flatten(0, 1)))
+    return model.classify(embedding).unflatten(0, views.shape[:2]).mean(dim=1)
+
+
+def fit_temperature(logits: Tensor, target: Tensor) -> float:
+    """The temperature at which softmax(logits / T) predicts `target` best (least cross-entropy).
+
+    Args:
+        logits: (n, C).
+        target: (n, C) probabilities.
+    """
+    low, high = (math.log(t) for t in TEMPERATURES)
+    candidates = torch.linspace(low, high, SEARCH_STEPS, dtype=torch.float64).exp()
+    exact, wanted = logits.double(), target.double()
+    costs = [-(wanted * (exact / t).log_softmax(dim=1)).sum(dim=1).mean() for t in candidates]
+    return float(candidates[torch.stack(costs).argmin()])
+
+
+def calibrate(diagnosis: Diagnosis) -> tuple[float, float]:
+    """One temperature a branch, without labels: each is fitted to predict what the other branch says.
+
+    A branch that is sure and wrong contradicts the other one often and is softened for it. Where both are
+    right they agree, and both stay sharp.
+
+    Returns:
+        Temperatures of the point and of the image branch.
+    """
+    classes = diagnosis.point.shape[1]
+    said_point = torch.nn.functional.one_hot(diagnosis.point.argmax(dim=1), classes)
+    said_image = torch.nn.functional.one_hot(diagnosis.image.argmax(dim=1), classes)
+    return fit_temperature(diagnosis.point, said_image), fit_temperature(diagnosis.image, said_point)
+
+
+def agreement_rate(diagnosis: Diagnosis) -> float:
+    """Share of clouds on which the branches name the same class."""
+    return float((diagnosis.point.argmax(1) == diagnosis.image.argmax(1)).double().mean())
+
+
+def churn(before: Tensor, after: Tensor) -> float:
+    """Share of labels (n,) that changed."""
+    return float((before != after).double().mean())
+
+
+def mutual_information(probabilities: Tensor) -> float:
+    """Information a prediction gives about the input, as a share of ln C: sure of each, even over all.
+
+    Args:
+        probabilities: (n, C).
+    """
+    exact = probabilities.double().clamp(min=1e-12)
+    marginal = exact.mean(dim=0)
+    entropy_of_mean = -(marginal * marginal.log()).sum()
+    mean_entropy = -(exact * exact.log()).sum(dim=1).mean()
+    return float((entropy_of_mean - mean_entropy) / math.log(exact.shape[1]))

@@ -1,0 +1,37 @@
+"""Choosing a checkpoint and noticing collapse, both without labels (METHOD 7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, mutual_information
+
+COLLAPSE_SHARE = 0.5
+"""A run has collapsed when it effectively uses less than this share of the classes that zero-shot used."""
+
+
+def score(diagnosis: Diagnosis, probabilities: Tensor) -> float:
+    """How good a teacher looks without labels: its branches agree, and it is sure of each but even over all.
+
+    Args:
+        diagnosis: the teacher's logits on the watched clouds.
+        probabilities: (n, C) the posterior its pseudo-labels come from.
+    """
+    return agreement_rate(diagnosis) + mutual_information(probabilities)
+
+
+def histogram(labels: Tensor, classes: int) -> Tensor:
+    """How often each class was predicted: (n,) int64 to (C,) int64."""
+    return torch.bincount(labels, minlength=classes)
+
+
+def effective_classes(counts: Tensor) -> float:
+    """Number of classes that, used evenly, would have the same entropy as this histogram (C,)."""
+    shares = counts.double() / counts.sum().clamp(min=1)
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def collapsed(counts: Tensor, at_zero_shot: Tensor) -> bool:
+    """Whether predictions have shrunk to few classes, compared with those before training."""
+    return effective_classes(counts) < COLLAPSE_SHARE * effective_classes(at_zero_shot)

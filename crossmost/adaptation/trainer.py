@@ -1,0 +1,315 @@
+"""Cross-MoST: label-free self-training of both branches (METHOD 6.1).
+
+for each epoch:
+    for each batch of unlabelled clouds and views:
+        teacher:  weak cloud, weak views         ->  posteriors P_P, P_I
+        labels:   P_P, P_I                       ->  joint pseudo-labels and which to keep
+        student:  strong, masked cloud and view  ->  L = L_st + L_fair + L_mim + w_gl L_gl (each branch) + l_x L_x
+        student  <- AdamW(L);  teacher <- EMA(student)
+    diagnose the teacher on the watched clouds, set temperatures and thresholds, remember the best teacher
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossmost.adaptation.devices import autocast, choose_device
+from crossmost.adaptation.diagnosis import (
+    Diagnosis,
+    agreement_rate,
+    churn,
+    diagnose,
+    image_logits,
+    point_logits,
+)
+from crossmost.adaptation.optimizer import freeze, make_optimizer, training_mode
+from crossmost.adaptation.pseudo_labels import Labeler, PseudoLabels
+from crossmost.adaptation.schedules import ema_decay, learning_rate
+from crossmost.adaptation.selection import collapsed, histogram, score
+from crossmost.adaptation.step import Fairness, loss_terms, total
+from crossmost.adaptation.teacher import make_teacher, update_teacher
+from crossmost.config import TrainConfig
+from crossmost.data.augment import STRONG, PointAugment
+from crossmost.data.samples import (
+    Clouds,
+    EpochOrder,
+    PlainSamples,
+    SampleSettings,
+    TrainingBatch,
+    TrainingSamples,
+    plain_batches,
+    training_batches,
+)
+from crossmost.errors import InputError, WorkFailed
+from crossmost.models.student import Student
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """How far a run is: everything besides the networks that a resumed run needs to know."""
+
+    epoch: int = 0
+    batch: int = 0  # batches done in this epoch
+    step: int = 0  # optimiser steps done
+    sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms and ratios
+    records: list[Record] = field(default_factory=list)  # one an epoch, epoch -1 is zero-shot
+    watched: list[Tensor] = field(default_factory=list)  # (n,) pseudo-labels after each record, -1 not kept
+    best_score: float = float("-inf")
+    best_epoch: int = -1
+    stopped: str | None = None  # why the run ended before its last epoch
+
+
+class Trainer:
+    """The state of a run and the loop over it; knows clouds and class embeddings, no labels."""
+
+    def __init__(self, student: Student, clouds: Clouds, config: TrainConfig):
+        """Set up a run from its beginning.
+
+        Args:
+            student: the zero-shot classifier; trained in place.
+            clouds: unlabelled.
+            config: the run's options.
+        """
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.clouds = clouds
+        self.device = choose_device(config.device)
+        self.student = student.to(self.device)
+        self.teacher = make_teacher(self.student)
+        freeze(self.student, config)
+        self.optimizer = make_optimizer(self.student, config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        classes = student.classifier.shape[1]
+        if config.class_prior is not None and len(config.class_prior) != classes:
+            raise InputError(f"expected a class_prior of {classes} shares, found {len(config.class_prior)}")
+        self.labeler = Labeler(config, classes)
+        self.fairness = Fairness(config, classes)
+        self.progress = Progress()
+        self.chosen = {"student": self._weights(self.student), "teacher": self._weights(self.teacher)}
+        self.samples = TrainingSamples(clouds, sample_settings(student, config))
+        batches = max(1, len(clouds) // config.batch_size)
+        self.steps_per_epoch = max(1, batches // config.accumulate)
+
+    def fit(self, on_batch: Callable[[Record], None], on_epoch: Callable[[Trainer], None]) -> None:
+        """Train to the last epoch, or until the run stops itself.
+
+        Args:
+            on_batch: called with the figures of each batch.
+            on_epoch: called after each epoch with the trainer, to save it.
+
+        Raises:
+            WorkFailed: the loss is no longer a number.
+        """
+        if not self.progress.records:
+            self._review(epoch=-1)
+            on_epoch(self)
+        while self.progress.epoch < self.config.epochs and self.progress.stopped is None:
+            self._train_epoch(on_batch)
+            self._review(self.progress.epoch)
+            self.progress.epoch += 1
+            self.progress.batch = 0
+            self.progress.sums = {}
+            on_epoch(self)
+
+    def _train_epoch(self, on_batch: Callable[[Record], None]) -> None:
+        config, progress = self.config, self.progress
+        order = EpochOrder(
+            len(self.clouds), config.batch_size, seed=config.seed, epoch=progress.epoch, start=progress.batch
+        )
+        for batch in training_batches(self.samples, order, config.workers):
+            if batch is not None:
+                on_batch(self._train_batch(batch.to(self.device)))
+            progress.batch += 1
+
+    def _train_batch(self, batch: TrainingBatch) -> Record:
+        """One pass of the algorithm box; an optimiser step where enough batches are gathered."""
+        config, progress = self.config, self.progress
+        seed = (config.seed * 1_000_003 + progress.epoch) * 1_000_003 + progress.batch
+        torch.manual_seed(seed)  # stochastic depth
+        generator = torch.Generator().manual_seed(seed)  # masks
+        training_mode(self.student, config)
+
+        labels = self._label(batch)
+        with autocast(self.device, config.precision):
+            terms = loss_terms(self.student, batch, labels, self.fairness, config, generator)
+        loss = total(terms, config)
+        if not torch.isfinite(loss):
+            raise WorkFailed(
+                f"the loss is {loss.item()} in epoch {progress.epoch}: lower learning_rate; the last epoch is saved"
+            )
+        self.scaler.scale(loss / config.accumulate).backward()
+        if (progress.batch + 1) % config.accumulate == 0:
+            self._optimizer_step()
+        return self._note(loss, terms, labels)
+
+    @torch.no_grad()
+    def _label(self, batch: TrainingBatch) -> PseudoLabels:
+        """The teacher's view of a batch: weak, unmasked, no gradient."""
+        with autocast(self.device, self.config.precision):
+            point = point_logits(self.teacher, batch.weak_points)
+            image = image_logits(self.teacher, batch.weak_views)
+        return self.labeler(point.float(), image.float())
+
+    def _optimizer_step(self) -> None:
+        config, progress = self.config, self.progress
+        rate = learning_rate(
+            progress.step, self.steps_per_epoch, config, self.student.point_encoder.card.learning_rate
+        )
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate * parameters["multiplier"]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_teacher(
+            self.teacher, self.student, ema_decay(progress.step, self.steps_per_epoch, config)
+        )
+        progress.step += 1
+
+    def _note(self, loss: Tensor, terms: dict[str, Tensor], labels: PseudoLabels) -> Record:
+        """Add a batch to the epoch's means and return the batch's own figures."""
+        kept = labels.image.kept if self.config.mode == "image-only" else labels.point.kept
+        figures = {"loss": loss.item(), "kept": kept.float().mean().item()}
+        figures["agreement"] = (labels.point.label == labels.image.label).float().mean().item()
+        figures |= {f"loss/{name}": value.item() for name, value in terms.items()}
+        for name, value in figures.items():
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+        self.progress.sums["batches"] = self.progress.sums.get("batches", 0.0) + 1
+        return figures
+
+    def _review(self, epoch: int) -> None:
+        """Look at the teacher without labels: set the dials, write the record, choose, notice collapse."""
+        progress, config = self.progress, self.config
+        diagnosis = self._diagnose()
+        self.labeler.refit(diagnosis)
+        labels = self.labeler(diagnosis.point, diagnosis.image)
+        targets = labels.image if config.mode == "image-only" else labels.point
+        counts = histogram(targets.label, self.labeler.classes)
+        seen = targets.label.where(targets.kept, -1 - targets.label)
+        posteriors = self.labeler.posteriors(diagnosis.point, diagnosis.image)
+        record: Record = {
+            "epoch": epoch,
+            "step": progress.step,
+            "watched/kept": targets.kept.double().mean().item(),
+            "watched/agreement": agreement_rate(diagnosis),
+            "selection_score": score(diagnosis, (posteriors[0] + posteriors[1]) / 2),
+            "temperature/point": self.labeler.temperatures[0],
+            "temperature/image": self.labeler.temperatures[1],
+            "histogram": counts.tolist(),
+        }
+        if progress.watched:
+            before = progress.watched[-1]
+            record["churn"] = churn(before.where(before >= 0, -1 - before), targets.label)
+        batches = progress.sums.pop("batches", 0.0)
+        record |= {name: value / batches for name, value in progress.sums.items()}
+        self._choose(epoch, record["selection_score"])
+        if epoch >= 0 and config.collapse == "stop":
+            if collapsed(counts, torch.tensor(progress.records[0]["histogram"])):
+                progress.stopped = (
+                    f"collapse in epoch {epoch}: the pseudo-labels use few of the classes that zero-shot used"
+                )
+        record["chosen_epoch"] = progress.best_epoch
+        progress.records.append(record)
+        progress.watched.append(seen)
+
+    def _choose(self, epoch: int, found: float) -> None:
+        """Remember the weights if they are the ones to keep so far."""
+        progress = self.progress
+        if self.config.selection == "last" or found >= progress.best_score:
+            progress.best_score, progress.best_epoch = found, epoch
+            self.chosen = {"student": self._weights(self.student), "teacher": self._weights(self.teacher)}
+
+    def _diagnose(self) -> Diagnosis:
+        config = self.config
+        watched = WatchedClouds(self.clouds, config.watched)
+        plain = PlainSamples(watched, image_size=self.student.image_tower.size, views=config.views)
+        return diagnose(
+            self.teacher, plain_batches(plain, config.batch_size, config.workers), self.device
+        )
+
+    @staticmethod
+    def _weights(model: Student) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as plain values and tensors."""
+        return {
+            "progress": copy.deepcopy(vars(self.progress)),
+            "student": self._weights(self.student),
+            "teacher": self._weights(self.teacher),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "labeler": self.labeler.state(),
+            "fairness": dict(self.fairness.average),
+        }
+
+    def load_state(self, state: dict[str, Any], chosen: dict[str, dict[str, Tensor]]) -> None:
+        """Continue where `state` was taken.
+
+        Args:
+            state: what `state` returned.
+            chosen: weights of the checkpoint chosen so far, "student" and "teacher".
+        """
+        self.progress = Progress(**state["progress"])
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.labeler.load_state(state["labeler"])
+        self.fairness.average = dict(state["fairness"])
+        self.chosen = chosen
+
+
+class WatchedClouds:
+    """At most `most` clouds, evenly spaced over a dataset: the same ones in every epoch."""
+
+    def __init__(self, clouds: Clouds, most: int):
+        self.clouds = clouds
+        count = min(most, len(clouds))
+        self.indices = [index * len(clouds) // count for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def try_load(self, index: int) -> Any:
+        """The cloud, or None where the file is bad."""
+        return self.clouds.try_load(self.indices[index])
+
+    def views(self, index: int) -> Any:
+        """The user's own pictures of the cloud."""
+        return self.clouds.views(self.indices[index])
+
+
+def sample_settings(student: Student, config: TrainConfig) -> SampleSettings:
+    """How a run's samples are made."""
+    return SampleSettings(
+        seed=config.seed,
+        image_size=student.image_tower.size,
+        views=config.views,
+        least=student.point_encoder.card.least,
+        teacher_sees=config.views if config.teacher_views == "mean" else 1,
+        strong=strong_augment(config),
+        scan_severity=config.scan_augment,
+    )
+
+
+def strong_augment(config: TrainConfig) -> PointAugment:
+    """The student's point augmentation: as published, or without the points it repeats and invents."""
+    if config.recipe == "reference":
+        return STRONG
+    return PointAugment(
+        scale=config.strong_scale,
+        rotation=STRONG.rotation,
+        translation=config.strong_translation,
+        jitter_sigma=STRONG.jitter_sigma,
+        jitter_clip=STRONG.jitter_clip,
+        dropout=config.strong_dropout,
+        drop_mode="remove",
+    )

@@ -1,0 +1,95 @@
+"""Single files that are written whole or not at all.
+
+The new content is written beside its destination, brought to the disk and moved over it: after a crash or on
+a full disk a reader finds the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from crossmost.errors import WorkFailed
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text file (UTF-8), whole or not at all.
+
+    Raises:
+        WorkFailed: the file cannot be written; the one written before is untouched.
+    """
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(text.encode("utf-8"))
+        sync(file)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all; NaN and infinity, which JSON does not have, become null.
+
+    Raises:
+        WorkFailed: the file cannot be written; the one written before is untouched.
+    """
+    text = json.dumps(_without_nonfinite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text_atomic(path, text + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to; what was written there becomes `path` if nothing failed.
+
+    Raises:
+        WorkFailed: the operating system refused something; `path` is as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with failing_as_work(f"cannot save {path}", "what was there before is untouched"):
+        try:
+            yield partial
+            os.replace(partial, path)
+            sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def failing_as_work(what: str, remains: str) -> Iterator[None]:
+    """Turn an OSError into a one-line WorkFailed: what failed, why, and what remains."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkFailed(f"{what}: {reason(error)}; {remains}") from error
+
+
+def sync(file: IO[bytes]) -> None:
+    """Bring what was written to `file` to the disk: a full disk may only show here."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring renames to the disk where the system offers it; elsewhere they are still whole, and in order."""
+    with suppress(OSError):  # Windows and some network file systems cannot open or sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def reason(error: Exception) -> str:
+    """One line: what the operating system says, or the first line of a library's message."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.partition("\n")[0]
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nonfinite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

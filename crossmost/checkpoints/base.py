@@ -1,0 +1,104 @@
+"""A base on disk: one safetensors file that says which architecture it holds and what it was aligned with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from crossmost.checkpoints.store import load_weights, save_weights
+from crossmost.errors import InputError
+from crossmost.models.image_tower import ImageCard
+from crossmost.models.point_bert import PointCard
+from crossmost.models.student import DualEncoder
+
+FORMAT = "crossmost-base/1"
+
+
+class Architecture(NamedTuple):
+    """What must be known to build the networks around a set of weights."""
+
+    point: PointCard
+    image: ImageCard
+    dim: int  # D
+    text: str  # tag of the text model the base is aligned with
+
+
+def describe(architecture: Architecture) -> dict[str, str]:
+    """The architecture as metadata of a safetensors file."""
+    return {
+        "point_card": architecture.point.model_dump_json(),
+        "image_card": json.dumps(asdict(architecture.image)),
+        "dim": str(architecture.dim),
+        "text": architecture.text,
+    }
+
+
+def read_architecture(metadata: Mapping[str, str], source: Path, expected: str) -> Architecture:
+    """The architecture from a file's metadata.
+
+    Args:
+        metadata: of the file.
+        source: the file, for the message.
+        expected: the format the file should have.
+
+    Raises:
+        InputError: another format, or a description that cannot be read.
+    """
+    found = metadata.get("format", "no format note")
+    if found != expected:
+        raise InputError(f"{source}: expected a file of format {expected}, found {found}")
+    try:
+        return Architecture(
+            PointCard.model_validate_json(metadata["point_card"]),
+            ImageCard(**json.loads(metadata["image_card"])),
+            int(metadata["dim"]),
+            metadata["text"],
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{source}: its description of the architecture cannot be read: {error}") from error
+
+
+def fill_weights(model: DualEncoder, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights into a model, every one of them and nothing else.
+
+    Raises:
+        InputError: a name or a shape differs; the message names the first.
+    """
+    expected = model.state_dict()
+    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    for names, problem in ((missing, "lacks"), (surplus, "has the unknown")):
+        if names:
+            raise InputError(f"{source} {problem} weight '{names[0]}' ({len(names)} such): another architecture")
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape:
+            raise InputError(
+                f"{source}: expected '{name}' of shape {tuple(value.shape)}, found {tuple(tensors[name].shape)}"
+            )
+    model.load_state_dict(dict(tensors))
+
+
+def save_base(path: Path, model: DualEncoder, architecture: Architecture, notes: Mapping[str, str]) -> None:
+    """Write a base; `notes` (how it was made) are kept as metadata.
+
+    Raises:
+        WorkFailed: the file cannot be written; an older one is untouched.
+    """
+    save_weights(path, model.state_dict(), {"format": FORMAT, **describe(architecture), **notes})
+
+
+def load_base(path: Path) -> tuple[DualEncoder, Architecture]:
+    """Read a base, on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: no such file, damaged, not a base, or weights that do not fit their description.
+    """
+    weights = load_weights(path)
+    architecture = read_architecture(weights.metadata, path, FORMAT)
+    model = DualEncoder(architecture.point, architecture.image, architecture.dim, load_image_weights=False)
+    fill_weights(model, weights.tensors, path)
+    return model.eval(), architecture

@@ -1,0 +1,122 @@
+"""Every option of a training run, on one screen.
+
+`reference` is the published behaviour, `crossmost` the same with the repairs of METHOD 7, each its own switch.
+A recipe is a set of values for the switches; a YAML file and `--set key=value` override single ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crossmost.errors import InputError
+
+Mode = Literal["joint", "separate", "point-only", "image-only", "agreement"]
+Recipe = Literal["crossmost", "reference"]
+
+
+class TrainConfig(BaseModel):
+    """A training run; the defaults are the crossmost recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    recipe: Recipe = "crossmost"
+    mode: Mode = "joint"
+    seed: int = 0
+
+    # Schedule (METHOD 2.1)
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(64, ge=2)
+    accumulate: int = Field(1, ge=1, description="batches per optimiser step")
+    learning_rate: float | None = Field(None, gt=0, description="per 256 clouds; None: the card's")
+    min_learning_rate_ratio: float = Field(0.05, ge=0, le=1, description="floor of the cosine, as a share of the peak")
+    warmup_epochs: float = Field(1.0, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    layer_decay: float = Field(0.65, gt=0, le=1, description="of the image tower, per layer")
+    freeze_patch_encoder: bool = Field(True, description="the mini-PointNet's weights stay as they are")
+
+    # Machine
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    workers: int = Field(0, ge=0, description="processes that read and augment")
+
+    # Data
+    views: int = Field(4, ge=1, description="views rendered around each cloud, where it brings none")
+    scan_augment: Literal["none", "low", "moderate", "high"] = Field("none", description="simulated scan before strong augmentation")
+
+    strong_scale: tuple[float, float] = Field((0.8, 1.25), description="student's clouds; published: 0.5 to 2")
+    strong_translation: float = Field(0.1, ge=0, description="share of the extent; published: 0.5")
+    strong_dropout: float = Field(0.6, ge=0, lt=1, description="highest share of points lost; published: 0.875")
+
+    # Loss weights (METHOD 1.11)
+    fairness_weight: float = Field(1.0, ge=0)
+    mask_weight: float = Field(1.0, ge=0)
+    global_local_weight: float = Field(0.2, ge=0)
+    alignment_weight: float = Field(1.0, ge=0, description="lambda_x, joint mode only")
+    point_weight: float = Field(1.0, ge=0, description="lambda_P")
+
+    # Pseudo-labels, where the threshold is fixed (METHOD 2.2, the values of ScanObjectNN)
+    threshold_joint: float = Field(0.82, ge=0, le=1)
+    threshold_image: float = Field(0.80, ge=0, le=1)
+    threshold_point: float = Field(0.82, ge=0, le=1)
+    point_confidence: float = Field(1.0, gt=0, le=1, description="beta: scales the point branch's confidence")
+
+    # Teacher (METHOD 1.5)
+    ema_start: float = Field(0.99, ge=0, lt=1)
+    ema_end: float = Field(0.9998, ge=0, lt=1)
+    ema_ramp_steps: int = Field(400, ge=1, description="ramp of the reference recipe")
+    ema_ramp_epochs: float = Field(2.0, gt=0, description="ramp of the crossmost recipe")
+    ema_memory_epochs: float = Field(2.0, gt=0, description="the ramp's end forgets a student within this many epochs")
+
+    # Switches: one for each row of METHOD 7
+    point_target: Literal["mask-token", "token", "patch"] = "patch"
+    image_divisor: Literal["sequence", "channels"] = "channels"
+    alignment: Literal["instance", "pseudo-label"] = "pseudo-label"
+    joint_label: Literal["winner", "average"] = "average"
+    threshold: Literal["fixed", "adaptive"] = "adaptive"
+    teacher_views: Literal["one", "mean"] = "mean"
+    batch_norm: Literal["live", "frozen"] = "frozen"
+    classifier: Literal["decayed", "renormalized"] = "renormalized"
+    ema_ramp: Literal["steps", "epochs"] = "epochs"
+    fairness: Literal["batch", "moving-average"] = "moving-average"
+    selection: Literal["last", "label-free"] = "label-free"
+    exported: Literal["student", "teacher"] = "teacher"
+    collapse: Literal["ignore", "stop"] = "stop"
+
+    # What the switches need
+    alignment_temperature: float = Field(0.1, gt=0)
+    kept_share: float = Field(0.6, gt=0, le=1, description="of the predictions of each class, the surest")
+    prior_momentum: float = Field(0.9, ge=0, lt=1, description="of the moving average behind fairness")
+    class_prior: tuple[float, ...] | None = Field(None, description="expected class shares; None: uniform")
+    watched: int = Field(1024, ge=1, description="clouds on which every epoch is diagnosed")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.ema_end < self.ema_start:
+            raise ValueError(f"ema_end {self.ema_end} is below ema_start {self.ema_start}")
+        if self.class_prior is not None and (min(self.class_prior) <= 0 or abs(sum(self.class_prior) - 1) > 1e-3):
+            raise ValueError("class_prior must be positive shares that add up to 1")
+        return self
+
+
+SWITCHES: dict[str, str] = {
+    "point_target": "mask-token",
+    "image_divisor": "sequence",
+    "alignment": "instance",
+    "joint_label": "winner",
+    "threshold": "fixed",
+    "teacher_views": "one",
+    "batch_norm": "live",
+    "classifier": "decayed",
+    "ema_ramp": "steps",
+    "fairness": "batch",
+    "selection": "last",
+    "exported": "student",
+    "collapse": "ignore",
+}
+"""Each switch of METHOD 7 with its value in the reference recipe; the field's default is the crossmost value."""

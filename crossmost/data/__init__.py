@@ -1,0 +1,1 @@
+"""Reading clouds, meshes and whole data sets, and making them ready for the encoder."""

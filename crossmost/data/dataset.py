@@ -1,0 +1,260 @@
+"""A data set of clouds, whatever it is stored as: `open_dataset` finds the form, `CloudDataset` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.data.archive import catalog_archive, is_archive
+from crossmost.data.catalog import UNKNOWN, Catalog, Source
+from crossmost.data.class_names import positions_in
+from crossmost.data.columns import MISSING_COLOR, Cloud, check_columns
+from crossmost.data.folder import VIEWS, catalog_file, catalog_folder
+from crossmost.data.official import catalog_official, is_official
+from crossmost.data.orientation import rotate_to_z_up, rotation_to_z_up
+from crossmost.errors import InputError
+from crossmost.runtime.preprocess import InvalidCloud, prepare
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MESH_SAMPLES = 8192
+"""Points drawn from a mesh before thinning, at least: many, thinned, cover a surface more evenly than few."""
+
+BAD_SHARE = 0.1
+"""The share of bad files above which a data set is refused instead of thinned out."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a cloud becomes the encoder's input; see `open_dataset` for the fields."""
+
+    points: int = 1024
+    least: int = 64
+    up_axis: str = "z"
+    color: str = "auto"
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        rotation_to_z_up(self.up_axis)
+        if self.color not in ("auto", "none"):
+            raise InputError(f"expected colour auto or none, found {self.color!r}")
+        if self.channels not in (3, 6):
+            raise InputError(f"expected 3 channels (xyz) or 6 (xyz and rgb), found {self.channels}")
+        if self.points < 1 or self.least < 1:
+            raise InputError(f"expected at least one point a cloud, found {self.points} and {self.least}")
+
+    def apply(self, cloud: Cloud) -> NDArray[np.float32]:
+        """Rotate to z up, colour, normalise and thin: (n, 3 or 6) float32; raises InvalidCloud."""
+        points = rotate_to_z_up(cloud.xyz, self.up_axis)
+        if self.channels == 6:
+            rgb = cloud.rgb if self.color == "auto" and cloud.rgb is not None else None
+            colors = np.full(points.shape, MISSING_COLOR) if rgb is None else rgb.astype(np.float64)
+            points = np.concatenate([points, colors], axis=1)
+        return prepare(points, most=self.points, least=self.least)
+
+
+@dataclass(frozen=True, eq=False)
+class CloudDataset:
+    """Clouds by index, loaded one at a time; small enough to hand to a worker process.
+
+    A file that cannot be read is found out when it is loaded. `load` raises; a loop over many clouds calls
+    `try_load`, which names the file in `bad` and returns None, and calls `probe` before it starts, so that a
+    data set with many bad files ends the run there. A worker process has a `bad` of its own: whoever loads in
+    workers counts the Nones. Subsets share `bad` with the whole.
+
+    Attributes:
+        name: of the data set, for reports.
+        split: the selected split, or "all".
+        ids: one per cloud, unique.
+        class_names: of the whole data set, or None.
+        labels: (len,) int64 into `class_names`, or None where any cloud's class is unknown. For reporting
+            only: training is given `unlabelled()`.
+        bad: reason by id of the clouds that could not be loaded so far.
+    """
+
+    name: str
+    split: str
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    labels: NDArray[np.int64] | None
+    source: Source
+    rows: NDArray[np.int64]
+    folder: Path
+    preparation: Preparation
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, index: int) -> Cloud:
+        """Read a cloud as it is stored: not rotated, normalised or thinned.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            return self.source.read(int(self.rows[index]))
+        except InputError as error:
+            # A file's reader names the file; rows of one file are told apart by their ids.
+            raise (
+                error if self.ids[index] in str(error) else InputError(f"{self.ids[index]}: {error}")
+            ) from error
+
+    def load(self, index: int) -> NDArray[np.float32]:
+        """Read a cloud and prepare it for the encoder.
+
+        Returns:
+            (n, 3 or 6) float32: z up, in the unit sphere, thinned to `points`, filled up to `least`; colours
+            in [0, 1] in columns 3 to 5.
+
+        Raises:
+            InputError: it cannot be read or holds no usable point.
+        """
+        try:
+            return self.preparation.apply(self.read(index))
+        except InvalidCloud as error:
+            raise InputError(f"{self.ids[index]}: {error}") from error
+
+    def try_load(self, index: int) -> NDArray[np.float32] | None:
+        """Load a cloud, or record in `bad` why it cannot be and return None."""
+        try:
+            return self.load(index)
+        except InputError as error:
+            self.bad[self.ids[index]] = str(error)
+            return None
+
+    def probe(self, most: int = 512) -> None:
+        """Load clouds to see whether the data set is sound: all of a small one, else `most`, evenly spaced.
+
+        Raises:
+            InputError: more than a tenth of them are bad; it names the first three.
+        """
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
+        bad = [self.ids[index] for index in chosen if self.try_load(int(index)) is None]
+        if len(bad) > BAD_SHARE * len(chosen):
+            first = "; ".join(self.bad[one] for one in bad[:3])
+            found = f"expected at most a tenth of bad files, found {len(bad)} of {len(chosen)} tried"
+            raise InputError(f"{self.name}: {found}: {first}")
+
+    def views(self, index: int) -> list[Image] | None:
+        """The pictures the user put in `views/<id>/*.png`, RGB, by name; None where there are none.
+
+        A picture that cannot be read is left out and recorded in `bad`.
+        """
+        folder = self.folder / VIEWS / self.ids[index]
+        if not folder.is_dir():
+            return None
+        from PIL import Image, UnidentifiedImageError
+
+        pictures = []
+        for path in sorted(folder.glob("*.png")):
+            try:
+                with Image.open(path) as picture:
+                    pictures.append(picture.convert("RGB"))
+            except (
+                OSError,
+                SyntaxError,
+                UnidentifiedImageError,
+            ) as error:  # Pillow reports a broken PNG as any
+                self.bad[f"{VIEWS}/{self.ids[index]}/{path.name}"] = (
+                    f"{path}: expected a picture, found {error}"
+                )
+        return pictures or None
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> CloudDataset:
+        """The clouds at some indices, in that order, or where a mask is true."""
+        chosen = np.asarray(indices)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, ids=tuple(self.ids[i] for i in chosen), labels=labels, rows=self.rows[chosen])
+
+    def unlabelled(self) -> CloudDataset:
+        """The same clouds without labels and class names: what training may see."""
+        return replace(self, labels=None, class_names=None)
+
+    def label_indices(self, vocabulary: Sequence[str]) -> NDArray[np.int64]:
+        """The labels as positions in a vocabulary; see `class_names.positions_in`.
+
+        Args:
+            vocabulary: class names, C of them.
+
+        Returns:
+            (len,) int64 in 0..C-1.
+
+        Raises:
+            InputError: no labels, a class that the vocabulary lacks, or two of its names that read alike.
+        """
+        if self.labels is None or self.class_names is None:
+            raise InputError(f"{self.name}: expected class folders or labels to compare with, found none")
+        present = np.unique(self.labels)
+        try:
+            positions = positions_in(vocabulary, [self.class_names[label] for label in present])
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+        return positions[np.searchsorted(present, self.labels)]
+
+
+def open_dataset(
+    path: Path | str,
+    *,
+    split: str | None = None,
+    points: int = 1024,
+    least: int = 64,
+    up_axis: str = "z",
+    columns: str | None = None,
+    color: str = "auto",
+    channels: int = 3,
+) -> CloudDataset:
+    """Open clouds stored in any of the forms of DESIGN section 4, without reading them.
+
+    Args:
+        path: a folder of clouds and meshes (`folder.catalog_folder`), official .h5 files
+            (`official.catalog_official`), one .npz of many clouds (`archive.catalog_archive`), or one cloud.
+        split: e.g. "train" or "test"; None for all of it.
+        points: points kept of a larger cloud: the card's N.
+        least: points a smaller cloud is filled up to: the larger of the card's G and K.
+        up_axis: the axis that points up in the files; clouds are rotated so that it is z.
+        columns: meaning of unnamed columns, e.g. "xyz__rgb"; see `readers.read_cloud`.
+        color: "auto" takes colours where a file has them, "none" never; what is missing is `MISSING_COLOR`.
+        channels: 3 for xyz, 6 for xyz and rgb.
+
+    Raises:
+        InputError: nothing there, no clouds in it, no such split, or options that make no sense.
+    """
+    check_columns(columns)
+    preparation = Preparation(points, least, up_axis, color, channels)
+    catalog = _catalog(Path(path), columns, max(MESH_SAMPLES, points))
+    rows = catalog.rows_of(split)
+    labels = catalog.labels[rows] if catalog.class_names else None
+    if labels is None or (labels == UNKNOWN).any():
+        labels = None
+    return CloudDataset(
+        name=catalog.name,
+        split=split or "all",
+        ids=tuple(catalog.ids[row] for row in rows),
+        class_names=None if labels is None else catalog.class_names,
+        labels=labels,
+        source=catalog.source,
+        rows=rows,
+        folder=catalog.folder,
+        preparation=preparation,
+    )
+
+
+def _catalog(path: Path, columns: str | None, samples: int) -> Catalog:
+    """Find the form of what lies at a path."""
+    if is_official(path):
+        return catalog_official(path, columns=columns)
+    if path.is_dir():
+        return catalog_folder(path, columns=columns, samples=samples)
+    if not path.exists():
+        raise InputError(f"{path}: expected a folder or file of clouds, found nothing there")
+    if is_archive(path):
+        return catalog_archive(path, columns=columns)
+    return catalog_file(path, columns=columns, samples=samples)

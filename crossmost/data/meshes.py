@@ -1,0 +1,105 @@
+"""Meshes: .off .obj .stl .glb, and .ply with faces, as points drawn uniformly by area."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.data.columns import MISSING_COLOR, Cloud, decode_colors, require_points
+from crossmost.errors import InputError
+
+
+def read_mesh(path: Path, samples: int) -> Cloud:
+    """Sample a mesh's surface uniformly by area; a file without faces is a cloud of its vertices.
+
+    A scene (.glb) is flattened with its transforms. The seed is the file's name, not its folder, so that
+    the same file gives the same points on every machine. Colours come from vertices, faces or materials.
+    Axes stay the file's: glTF is y-up by its specification and .obj, .off and .stl say nothing, so the up
+    axis is the user's to give (`--up-axis`).
+
+    Args:
+        path: a file of a suffix trimesh reads.
+        samples: points drawn.
+
+    Raises:
+        InputError: neither faces nor vertices.
+    """
+    import trimesh
+
+    # process=False: merging vertices would cost time and change nothing about the surface.
+    parts: list[Any] = trimesh.load_scene(str(path), process=False).dump()
+    geometry = [part for part in parts if len(part.vertices)]
+    solids = [part for part in geometry if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    if not geometry:
+        raise InputError("expected a mesh or a cloud, found neither faces nor vertices")
+    rng = np.random.default_rng(zlib.crc32(path.name.encode()))
+    return _sample(solids, samples, rng) or _vertices(geometry)
+
+
+def _sample(solids: list[Any], samples: int, rng: np.random.Generator) -> Cloud | None:
+    """Draw points from all faces of all solids together, or None where their area is zero."""
+    corners = [np.asarray(part.vertices, dtype=np.float64)[part.faces] for part in solids]  # (F, 3, 3) each
+    if not corners:
+        return None
+    triangles = np.concatenate(corners)
+    edges = triangles[:, 1:] - triangles[:, :1]
+    with np.errstate(all="ignore"):
+        doubled = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1)
+    cumulative = np.cumsum(np.where(np.isfinite(doubled), doubled, 0.0))
+    if cumulative[-1] <= 0:
+        return None
+    picked = np.searchsorted(cumulative, rng.random(samples) * cumulative[-1], side="right")
+    # Two uniform numbers cover a parallelogram; its far half is folded back onto the triangle.
+    weights = rng.random((samples, 2))
+    weights = np.where(weights.sum(axis=1, keepdims=True) > 1, 1 - weights, weights)
+    barycentric = np.concatenate([1 - weights.sum(axis=1, keepdims=True), weights], axis=1)  # (samples, 3)
+    xyz = np.einsum("nc,ncd->nd", barycentric, triangles[picked])
+
+    raw = np.full((samples, 3), MISSING_COLOR * 255)
+    starts = np.cumsum([0] + [len(part.faces) for part in solids])
+    colored = False
+    for part, start, stop in zip(solids, starts[:-1], starts[1:], strict=True):
+        mine = (picked >= start) & (picked < stop)
+        colors = _face_colors(part, picked[mine] - start, barycentric[mine])
+        if colors is not None:
+            raw[mine], colored = colors, True
+    if not colored:
+        return Cloud(xyz, sampled=True)
+    return Cloud(xyz, (raw / 255).astype(np.float32), (float(raw.min()), float(raw.max())), sampled=True)
+
+
+def _face_colors(part: Any, faces: NDArray[Any], barycentric: NDArray[np.float64]) -> NDArray[Any] | None:
+    """Colours 0..255 at points given by face and barycentric coordinates, (n, 3), or None."""
+    visual = part.visual
+    if visual.kind == "texture":
+        uv = getattr(visual, "uv", None)
+        at = None if uv is None else np.einsum("nc,ncd->nd", barycentric, np.asarray(uv)[part.faces[faces]])
+        return np.asarray(visual.material.to_color(at))[..., :3]
+    if visual.kind == "vertex":
+        corners = visual.vertex_colors[part.faces[faces]][..., :3]
+        return np.einsum("nc,ncd->nd", barycentric, corners)
+    return visual.face_colors[faces][:, :3] if visual.kind == "face" else None
+
+
+def _vertices(geometry: list[Any]) -> Cloud:
+    """The vertices of everything in the file, coloured where all of it is."""
+    xyz = np.concatenate([np.asarray(part.vertices, dtype=np.float64) for part in geometry])
+    require_points(xyz)
+    colors = [_vertex_colors(part) for part in geometry]
+    known = [one for one in colors if one is not None]
+    if len(known) < len(colors):
+        return Cloud(xyz)
+    rgb, stored = decode_colors(np.concatenate(known))
+    return Cloud(xyz, rgb, stored)
+
+
+def _vertex_colors(part: Any) -> NDArray[Any] | None:
+    """The (n, 3) uint8 vertex colours of a trimesh geometry, or None."""
+    visual = getattr(part, "visual", None)
+    if visual is None or visual.kind != "vertex":
+        return None
+    return np.asarray(visual.vertex_colors)[:, :3]

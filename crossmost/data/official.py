@@ -1,0 +1,194 @@
+"""The .h5 files of ModelNet40 (`modelnet40_ply_hdf5_2048`) and ScanObjectNN (`main_split*`) as distributed.
+
+Both are y-up: open them with `up_axis="y"` (`--up-axis y`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.data.archive import check_labels
+from crossmost.data.catalog import Catalog, natural_key
+from crossmost.data.columns import Cloud, cloud_from_array
+from crossmost.errors import InputError
+
+SCANOBJECTNN_CLASSES = (
+    *("bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table"),
+    *("bed", "pillow", "sink", "sofa", "toilet"),
+)
+"""The order of ScanObjectNN's labels, which its files do not name."""
+
+_SUFFIXES = (".h5", ".hdf5")
+_SPLIT_OF = {"training": "train", "train": "train", "test": "test"}
+_MODELNET = re.compile(r"(?P<variant>.+)_(?P<split>train|test)\d*")  # ply_data_train0
+_SCANOBJECTNN = re.compile(r"(?P<split>training|test)_(?P<variant>.*objectdataset.*)")
+_SPLIT_FOLDER = re.compile(r"(main_split|split\d)(_nobg)?")
+
+Variants = dict[str, list[tuple[str, Path]]]
+"""Files of each variant, with their splits."""
+
+
+@dataclass(frozen=True)
+class HdfSource:
+    """Reads rows of `data` out of .h5 files.
+
+    A file is opened for each row (0.3 ms): no handle is shared between processes, and nothing but the row is
+    read, which HDF5 needs for forked workers to be safe.
+    """
+
+    files: tuple[Path, ...]
+    starts: tuple[int, ...]
+    columns: str | None
+
+    def read(self, row: int) -> Cloud:
+        """Read one row of the files laid end to end."""
+        index = int(np.searchsorted(self.starts, row, side="right")) - 1
+        with _opened(self.files[index]) as file:
+            return cloud_from_array(file["data"][row - self.starts[index]], self.columns)
+
+
+def is_official(path: Path) -> bool:
+    """Whether a path is an .h5 file, a folder of them, or the name of a variant (see `catalog_official`)."""
+    if path.is_dir():
+        return bool(_variants(path))
+    return path.suffix.lower() in _SUFFIXES or path.name in _variants(path.parent)
+
+
+def catalog_official(path: Path, *, columns: str | None) -> Catalog:
+    """Open the official .h5 files lazily: shapes and labels now, points when a cloud is loaded.
+
+    Args:
+        path: one .h5 file; or the ModelNet40 folder (`train_files.txt` and `test_files.txt` where they are,
+            else `ply_data_train*.h5`; names of the classes from `shape_names.txt`); or a ScanObjectNN folder
+            with one variant; or a variant by name, i.e. its files' names without split and suffix, which takes
+            both splits: `main_split/objectdataset_augmentedrot_scale75`. Its `mask` is not used.
+        columns: see `readers.read_cloud`.
+
+    Raises:
+        InputError: several variants, a listed file that is missing, or arrays of another form.
+    """
+    if path.is_dir():
+        variants = _variants(path)
+        if len(variants) > 1:
+            raise InputError(
+                f"{path}: expected one data set, found {len(variants)} variants ({', '.join(variants)}): "
+                f"name one, e.g. {path / min(variants, key=len)}, or point at one .h5 file"
+            )
+        (files,) = variants.values()
+    elif path.suffix.lower() in _SUFFIXES:
+        files = [(_split_and_variant(path)[0], path)]
+    else:
+        files = _variants(path.parent)[path.name]
+    return _catalog(path, files, columns)
+
+
+def _catalog(path: Path, files: list[tuple[str, Path]], columns: str | None) -> Catalog:
+    ids: list[str] = []
+    splits: list[str] = []
+    starts: list[int] = []
+    labels: list[NDArray[Any] | None] = []
+    for split, file in files:
+        count, label = _measure(file)
+        starts.append(len(ids))
+        labels.append(label)
+        splits += [split] * count
+        ids += [f"{file.stem}/{row}" for row in range(count)]
+    known = [label for label in labels if label is not None]
+    stored = np.concatenate(known) if len(known) == len(labels) else None
+    first = files[0][1]
+    try:
+        numbers, class_names = check_labels(stored, _class_names(first), len(ids))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    source = HdfSource(tuple(file for _, file in files), tuple(starts), columns)
+    name = path.resolve().name if path.is_dir() else path.stem
+    return Catalog(name, source, ids, splits, numbers, class_names, first.parent)
+
+
+def _measure(file: Path) -> tuple[int, NDArray[Any] | None]:
+    """How many clouds a file holds, and their labels, (M,) or None."""
+    with _opened(file) as content:
+        if "data" not in content or len(content["data"].shape) != 3:
+            found = (
+                ", ".join(f"{name} {getattr(content[name], 'shape', '')}" for name in content) or "nothing"
+            )
+            raise InputError(f"{file}: expected an array named data of shape (M, P, 3), found {found}")
+        count = len(content["data"])
+        label = content["label"][()] if "label" in content else None
+    if label is None:
+        return count, None
+    if label.size != count:
+        raise InputError(f"{file}: expected {count} labels, found {label.shape}")
+    return count, label.reshape(-1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Mapping[str, Any]]:
+    """An .h5 file open for reading, or one line about why not."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(f"{path}: reading .h5 needs h5py: pip install 'crossmost[io]'") from error
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except OSError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{path}: expected a readable .h5 file, found damage ({reason}): copy it again"
+        ) from error
+
+
+def _variants(folder: Path) -> Variants:
+    """The official files in a folder, or in its split folders (`main_split`, ...), grouped by variant."""
+    if not folder.is_dir():
+        return {}
+    if listed := _listed(folder):
+        return {folder.name: listed}
+    variants: Variants = {}
+    for file in sorted(folder.glob("*.h5"), key=lambda path: natural_key(path.name)):
+        split, variant = _split_and_variant(file)
+        variants.setdefault(variant, []).append((split, file))
+    if variants:
+        return variants
+    inner = sorted(path for path in folder.glob("*split*") if _SPLIT_FOLDER.fullmatch(path.name))
+    return {f"{below.name}/{name}": files for below in inner for name, files in _variants(below).items()}
+
+
+def _listed(folder: Path) -> list[tuple[str, Path]]:
+    """The files that `train_files.txt` and `test_files.txt` list; they list them below another folder."""
+    files = []
+    for split in ("train", "test"):
+        listing = folder / f"{split}_files.txt"
+        if not listing.is_file():
+            continue
+        for line in listing.read_text().split("\n"):
+            if not line.strip():
+                continue
+            file = folder / Path(line.strip()).name
+            if not file.is_file():
+                raise InputError(f"{listing}: expected the file {file.name} beside it as it says, found none")
+            files.append((split, file))
+    return files
+
+
+def _split_and_variant(file: Path) -> tuple[str, str]:
+    """What a file's name tells; a name of another kind is a variant of its own, without a split."""
+    match = _SCANOBJECTNN.fullmatch(file.stem) or _MODELNET.fullmatch(file.stem)
+    return (_SPLIT_OF[match["split"]], match["variant"]) if match else ("", file.stem)
+
+
+def _class_names(file: Path) -> list[str] | None:
+    """Names in the order of the labels, or None where nothing tells."""
+    if _SCANOBJECTNN.fullmatch(file.stem):
+        return list(SCANOBJECTNN_CLASSES)
+    listing = file.parent / "shape_names.txt"
+    return listing.read_text().split() if listing.is_file() else None

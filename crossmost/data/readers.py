@@ -1,0 +1,196 @@
+"""One file to one `Cloud`: which reader a suffix has, and one line for whatever is wrong with a file.
+
+A new format is one function here (or one file) and one line in `_READERS`. The libraries behind the formats
+are imported by the functions that need them: somebody who has .npy files needs none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.data.columns import Cloud, check_columns, cloud_from_array, cloud_from_fields
+from crossmost.data.meshes import read_mesh
+from crossmost.errors import InputError
+
+T = TypeVar("T")
+
+POINTS_KEYS = ("points", "xyz", "coords")
+COLOR_KEYS = ("rgb", "colors", "color")
+PICKLED = "pickled Python objects, which are never loaded: save plain arrays of numbers"
+
+
+def read_cloud(path: Path, *, columns: str | None = None, samples: int = 8192) -> Cloud:
+    """Read one cloud, or sample one mesh, from a file.
+
+    Args:
+        path: a file whose suffix is in `SUFFIXES`, upper or lower case.
+        columns: meaning of the columns where a file gives them no names (.npy, .npz), e.g. "xyz",
+            "xyzrgb", "xyz__rgb"; without it three columns are xyz and six are xyzrgb.
+        samples: points drawn from a mesh, uniformly by area, seeded by the file's name.
+
+    Returns:
+        The points as stored, invalid ones included.
+
+    Raises:
+        InputError: whatever is wrong with the file, in one line that begins with its path.
+    """
+    path = Path(path)
+    try:
+        check_columns(columns)
+        return _reader(path)(path, columns, samples)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading {path.suffix} needs {error.name}: pip install 'crossmost[io]'"
+        ) from error
+    except Exception as error:  # a parser meets damage anywhere in a file and raises anything at all
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{path}: expected a readable {path.suffix.lower()} file, found damage ({reason[:160]}): "
+            "write or copy it again"
+        ) from error
+
+
+def _reader(path: Path) -> Callable[[Path, str | None, int], Cloud]:
+    """The reader for a file that exists, has bytes, and has a known suffix."""
+    if path.suffix.lower() not in _READERS:
+        raise InputError(
+            f"expected one of {' '.join(sorted(_READERS))}, found {path.suffix or 'no suffix'!r}"
+        )
+    if not path.is_file():
+        raise InputError("expected a file, found " + ("a folder" if path.is_dir() else "nothing there"))
+    if path.stat().st_size == 0:
+        raise InputError("expected a cloud, found an empty file (0 bytes): write or copy it again")
+    return _READERS[path.suffix.lower()]
+
+
+def _read_npy(path: Path, columns: str | None, samples: int) -> Cloud:
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise InputError(f"expected a NumPy array, found other bytes, perhaps {PICKLED}")
+    return _from_numpy(_plain(lambda: np.load(path, allow_pickle=False)), columns)
+
+
+def _read_npz(path: Path, columns: str | None, samples: int) -> Cloud:
+    with np.load(path, allow_pickle=False) as archive:
+        names = archive.files
+        key = next((name for name in POINTS_KEYS if name in names), names[0] if len(names) == 1 else "")
+        if not key:
+            known = " or ".join(POINTS_KEYS)
+            raise InputError(f"expected an array named {known}, found {', '.join(names) or 'none'}")
+        points = _plain(lambda: archive[key])
+        colors = _plain(lambda: _npz_colors(archive))
+    if points.ndim == 3:
+        found = f"expected one cloud, found a data set of {len(points)}"
+        raise InputError(f"{found}: give this file itself as the data, not a folder with it")
+    if colors is None or columns is not None:
+        return _from_numpy(points, columns)
+    xyz = _from_numpy(points, None).xyz
+    if colors.shape != xyz.shape:
+        raise InputError(f"expected colours of shape {xyz.shape}, found {colors.shape}")
+    return cloud_from_fields(dict(zip("xyzrgb", [*xyz.T, *colors.T], strict=True)))
+
+
+def _npz_colors(archive: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+    """Colours beside the points: one (N, 3) array, or R, G and B as point-e writes them."""
+    for name in COLOR_KEYS:
+        if name in archive:
+            return archive[name]
+    return np.stack([archive[name] for name in "RGB"], axis=1) if set("RGB") <= set(archive) else None
+
+
+def _plain(load: Callable[[], T]) -> T:
+    """What `load` returns, or one line about the pickle that NumPy refused."""
+    try:
+        return load()
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise InputError(f"expected arrays of numbers, found {PICKLED}") from error
+        raise
+
+
+def _from_numpy(array: NDArray[Any], columns: str | None) -> Cloud:
+    if array.dtype.names and columns is None:
+        flat = array.reshape(-1)
+        return cloud_from_fields({name: flat[name] for name in array.dtype.names})
+    return cloud_from_array(array, columns)
+
+
+def _read_ply(path: Path, columns: str | None, samples: int) -> Cloud:
+    if _ply_faces(path):
+        return read_mesh(path, samples)
+    import plyfile
+
+    elements = {element.name: element for element in plyfile.PlyData.read(str(path)).elements}
+    if "vertex" not in elements:
+        raise InputError(f"expected an element named vertex, found {', '.join(elements) or 'none'}")
+    vertices = elements["vertex"].data
+    return cloud_from_fields({name: vertices[name] for name in vertices.dtype.names})
+
+
+def _ply_faces(path: Path) -> int:
+    """How many faces the header of a .ply promises."""
+    with path.open("rb") as file:
+        if file.readline(16).strip() != b"ply":
+            raise InputError("expected a .ply file, its first line is not 'ply'")
+        for _ in range(1000):  # a header is a few dozen lines; binary data never ends one
+            line = file.readline(4096)
+            if line.strip() == b"end_header" or not line:
+                break
+            if match := re.match(rb"\s*element\s+face\s+(\d+)", line):
+                return int(match.group(1))
+    return 0
+
+
+def _read_pcd(path: Path, columns: str | None, samples: int) -> Cloud:
+    import pypcd4
+
+    cloud = pypcd4.PointCloud.from_path(str(path))
+    rows = np.atleast_1d(cloud.pc_data)
+    if len(rows) != cloud.points:
+        raise InputError(
+            f"expected {cloud.points} points as its header says, found {len(rows)}: copy it again"
+        )
+    return cloud_from_fields({name: rows[name] for name in rows.dtype.names or ()})
+
+
+def _read_las(path: Path, columns: str | None, samples: int) -> Cloud:
+    import laspy
+
+    las = laspy.read(str(path))
+    if len(las.points) != las.header.point_count:
+        found = f"expected {las.header.point_count} points as its header says, found {len(las.points)}"
+        raise InputError(f"{found}: copy it again")
+    # x, y, z are scaled and offset in float64; X, Y, Z are the stored integers.
+    fields = {axis: np.asarray(las[axis]) for axis in "xyz"}
+    if "red" in las.point_format.dimension_names:
+        fields |= {name: np.asarray(las[name]) for name in ("red", "green", "blue")}
+    return cloud_from_fields(fields)
+
+
+def _read_mesh(path: Path, columns: str | None, samples: int) -> Cloud:
+    return read_mesh(path, samples)
+
+
+_READERS: dict[str, Callable[[Path, str | None, int], Cloud]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".ply": _read_ply,
+    ".pcd": _read_pcd,
+    ".las": _read_las,
+    ".laz": _read_las,
+    ".off": _read_mesh,
+    ".obj": _read_mesh,
+    ".stl": _read_mesh,
+    ".glb": _read_mesh,
+}
+
+SUFFIXES = frozenset(_READERS)
+"""What a data set's folder is searched for, lower case."""

@@ -1,0 +1,227 @@
+"""What a step of training reads: augmented clouds and views, each drawn from (seed, epoch, index) alone.
+
+A sample is the same whatever worker makes it and whenever it is made, so that an interrupted run continues to
+the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from crossmost.data.augment import WEAK, PointAugment, augment_points, strong_image, test_image, weak_image
+from crossmost.data.scanner import scan
+from crossmost.data.views import render_views
+from crossmost.runtime.preprocess import fill, normalize
+
+Key = tuple[int, int]  # epoch and index
+
+
+class Clouds(Protocol):
+    """What training may know of a dataset: clouds and views, no labels."""
+
+    def __len__(self) -> int:
+        """Number of clouds."""
+
+    def try_load(self, index: int) -> NDArray[np.float32] | None:
+        """The normalised cloud (n, 3 or 6), or None where the file is bad."""
+
+    def views(self, index: int) -> Sequence[Any] | None:
+        """The user's own pictures of the cloud, or None where they are to be rendered."""
+
+
+class PointBatch(NamedTuple):
+    """Clouds of different sizes, padded to the largest."""
+
+    points: Tensor  # (B, N, 3 or 6) float32
+    sizes: Tensor  # (B,) int64
+
+    def to(self, device: torch.device) -> PointBatch:
+        """Move both tensors."""
+        return PointBatch(self.points.to(device), self.sizes.to(device))
+
+
+class TrainingBatch(NamedTuple):
+    """What teacher and student see of the same objects."""
+
+    index: Tensor  # (B,) int64, into the dataset
+    weak_points: PointBatch
+    weak_views: Tensor  # (B, V, 3, H, W), V = 1 where the teacher sees one view
+    strong_points: PointBatch
+    strong_view: Tensor  # (B, 3, H, W)
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """Move every tensor."""
+        return TrainingBatch(*(part.to(device) for part in self))
+
+
+class PlainBatch(NamedTuple):
+    """Clouds and all their views as they are, for evaluation."""
+
+    index: Tensor  # (B,) int64
+    points: PointBatch
+    views: Tensor  # (B, V, 3, H, W)
+
+    def to(self, device: torch.device) -> PlainBatch:
+        """Move every tensor."""
+        return PlainBatch(*(part.to(device) for part in self))
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How samples are made.
+
+    Attributes:
+        seed: of the run.
+        image_size: H = W in pixels.
+        views: views rendered around a cloud that brings none; the most that are used of one that does.
+        least: points a cloud is filled up to: the larger of the card's G and K.
+        teacher_sees: number of views the teacher sees.
+        strong: the student's point augmentation.
+        scan_severity: a simulated scan before it, or "none".
+    """
+
+    seed: int
+    image_size: int
+    views: int
+    least: int
+    teacher_sees: int
+    strong: PointAugment
+    scan_severity: str = "none"
+
+
+def pad(clouds: Sequence[NDArray[np.float32]]) -> PointBatch:
+    """Stack clouds (n_i, C) into one batch, zeros behind the shorter ones."""
+    sizes = torch.tensor([len(cloud) for cloud in clouds])
+    points = torch.zeros(len(clouds), int(sizes.max()), clouds[0].shape[1])
+    for row, cloud in zip(points, clouds, strict=True):
+        row[: len(cloud)] = torch.from_numpy(cloud)
+    return PointBatch(points, sizes)
+
+
+def views_of(clouds: Clouds, index: int, cloud: NDArray[np.float32], count: int, size: int) -> Sequence[Any]:
+    """The user's pictures of a cloud, at most `count`, or as many rendered ones."""
+    own = clouds.views(index)
+    return own[:count] if own else list(render_views(cloud[:, :3], count=count, size=size))
+
+
+class TrainingSamples(Dataset[tuple[Any, ...] | None]):
+    """Weak and strong versions of each cloud (METHOD 1.1)."""
+
+    def __init__(self, clouds: Clouds, settings: SampleSettings):
+        self.clouds = clouds
+        self.settings = settings
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, key: Key) -> tuple[Any, ...] | None:
+        """Make the sample of (epoch, index); None where the file is bad."""
+        epoch, index = key
+        settings = self.settings
+        cloud = self.clouds.try_load(index)
+        if cloud is None:
+            return None
+        rng = np.random.default_rng([settings.seed, epoch, index])
+        pictures = views_of(self.clouds, index, cloud, settings.views, settings.image_size)
+        chosen = int(rng.integers(len(pictures)))
+        # One view, the same for teacher and student, as published; or all of them for the teacher.
+        shown = [pictures[chosen]] if settings.teacher_sees == 1 else pictures
+        seeds = rng.integers(2**31, size=2)
+        weak_views = [weak_image(picture, settings.image_size, int(seeds[0])) for picture in shown]
+        strong_view = strong_image(pictures[chosen], settings.image_size, int(seeds[1]))
+        return (
+            index,
+            fill(augment_points(cloud, WEAK, rng), settings.least),
+            torch.stack(weak_views),
+            fill(self._strong(cloud, rng), settings.least),
+            strong_view,
+        )
+
+    def _strong(self, cloud: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+        """The student's cloud: scanned where asked for, then strongly augmented."""
+        if self.settings.scan_severity != "none" and cloud.shape[1] == 3:
+            cloud = normalize(scan(cloud, severity=self.settings.scan_severity, rng=rng))
+        return augment_points(cloud, self.settings.strong, rng)
+
+
+class PlainSamples(Dataset[tuple[Any, ...] | None]):
+    """Each cloud as it is, with all its views."""
+
+    def __init__(self, clouds: Clouds, *, image_size: int, views: int):
+        self.clouds = clouds
+        self.image_size = image_size
+        self.view_count = views
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...] | None:
+        """Load one cloud; None where the file is bad."""
+        cloud = self.clouds.try_load(index)
+        if cloud is None:
+            return None
+        pictures = views_of(self.clouds, index, cloud, self.view_count, self.image_size)
+        return index, cloud, torch.stack([test_image(picture, self.image_size) for picture in pictures])
+
+
+def collate_training(samples: Sequence[tuple[Any, ...] | None]) -> TrainingBatch | None:
+    """Stack samples, leaving out the bad ones; None where nothing is left."""
+    good = [sample for sample in samples if sample is not None]
+    if not good:
+        return None
+    index, weak, weak_views, strong, strong_view = zip(*good, strict=True)
+    return TrainingBatch(
+        torch.tensor(index), pad(weak), _stack_views(weak_views), pad(strong), torch.stack(strong_view)
+    )
+
+
+def collate_plain(samples: Sequence[tuple[Any, ...] | None]) -> PlainBatch | None:
+    """Stack samples, leaving out the bad ones; None where nothing is left."""
+    good = [sample for sample in samples if sample is not None]
+    if not good:
+        return None
+    index, clouds, views = zip(*good, strict=True)
+    return PlainBatch(torch.tensor(index), pad(clouds), _stack_views(views))
+
+
+def _stack_views(views: Sequence[Tensor]) -> Tensor:
+    """Stack (V_i, 3, H, W); objects with fewer views than others show theirs again."""
+    most = max(len(each) for each in views)
+    return torch.stack([each[torch.arange(most) % len(each)] for each in views])
+
+
+class EpochOrder(Sampler[list[Key]]):
+    """The batches of one epoch in a seeded order, from the `start`-th on; the incomplete last one is dropped."""
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, epoch: int, start: int = 0):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(count, generator=generator).tolist()
+        whole = max(1, count // batch_size)
+        self.batches = [
+            [(epoch, index) for index in order[first * batch_size : (first + 1) * batch_size]]
+            for first in range(start, whole)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)
+
+
+def training_batches(samples: TrainingSamples, order: EpochOrder, workers: int) -> DataLoader[Any]:
+    """Load the batches of one epoch."""
+    return DataLoader(samples, batch_sampler=order, num_workers=workers, collate_fn=collate_training)
+
+
+def plain_batches(samples: PlainSamples, batch_size: int, workers: int) -> DataLoader[Any]:
+    """Load a dataset in its own order."""
+    return DataLoader(samples, batch_size=batch_size, num_workers=workers, collate_fn=collate_plain)

@@ -1,0 +1,176 @@
+"""The one door to open_clip: CLIP models by name, with weights or an error that says what to do.
+
+Names are open_clip's: a built-in one (`ViT-B-16`), `local-dir:FOLDER` or `hf-hub:OWNER/REPO`; the last two
+bring their own weights. OpenAI's weights need the `-quickgelu` variant of a name: a tag is checked for it, a
+file cannot be.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import pickle
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from crossmost.errors import InputError
+from crossmost.models.torchvision_cpu import repair_torchvision
+
+SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
+SMALL_VISION = {"image_size": 16, "patch_size": 16, "width": 64, "layers": 1}
+"""Stand-ins for the tower that a caller does not want."""
+
+
+def import_open_clip() -> ModuleType:
+    """Import open_clip (3 to 4 s, so only where it is needed) beside whatever torchvision there is."""
+    repair_torchvision()
+    import open_clip
+
+    return open_clip
+
+
+def has_scheme(name: str) -> bool:
+    """Tell whether a model name points at a folder or a repository, which bring their own weights."""
+    return name.startswith(("local-dir:", "hf-hub:"))
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """Read the architecture behind an open_clip name.
+
+    Raises:
+        InputError: no such name, folder or repository.
+    """
+    open_clip = import_open_clip()
+    try:
+        with quiet_logging():
+            config = open_clip.get_model_config(name)
+    except Exception as error:
+        raise InputError(f"cannot read the CLIP configuration of {name!r}: {first_line(error)}") from error
+    if config is None:
+        known = open_clip.list_models()
+        spelled = {plain(each): each for each in known}
+        near = difflib.get_close_matches(plain(name), spelled, n=1)
+        hint = f"; did you mean {spelled[near[0]]!r}?" if near else ""
+        raise InputError(f"expected one of open_clip's {len(known)} model names, found {name!r}{hint}")
+    return config
+
+
+def plain(name: str) -> str:
+    """Spell a name without case and punctuation, to find the one that was meant: `vit-b/32` is `ViT-B-32`."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def random_vision(name: str) -> nn.Module:
+    """Build the image tower of a name with random weights, without the text tower beside it."""
+    config = model_config(name)
+    return _random_clip(config, config["vision_cfg"], SMALL_TEXT).visual
+
+
+def random_text(name: str) -> nn.Module:
+    """Build a CLIP of a name with random weights and a stand-in for its image tower."""
+    config = model_config(name)
+    return _random_clip(config, SMALL_VISION, config["text_cfg"])
+
+
+def _random_clip(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> Any:
+    # Not through open_clip.create_model, which warns that the weights are random.
+    return import_open_clip().CLIP(
+        embed_dim=config["embed_dim"],
+        vision_cfg=vision,
+        text_cfg=text,
+        quick_gelu=config.get("quick_gelu", False),
+    )
+
+
+def pretrained_clip(name: str, weights: str | None) -> Any:
+    """Build a CLIP with its pre-trained weights, both towers, on the CPU in float32.
+
+    Args:
+        name: an open_clip model name.
+        weights: a tag of open_clip's (downloaded unless cached) or a file (.safetensors or a state dict);
+            None where the name brings its own.
+
+    Raises:
+        InputError: no weights, no such tag or file, weights of another architecture, or no way to download.
+    """
+    open_clip = import_open_clip()
+    model_config(name)
+    if weights is None and not has_scheme(name):
+        raise InputError(f"{name!r} needs weights: {advice(name)}")
+    if weights is not None and has_scheme(name):
+        raise InputError(f"{name!r} brings its own weights, found also {weights!r}: give one of the two")
+    if weights is not None:
+        _check_weights(name, weights)
+    try:
+        with quiet_logging():
+            return open_clip.create_model(name, weights, require_pretrained=True)
+    except Exception as error:  # open_clip passes on whatever its downloader, torch or safetensors raise
+        raise InputError(
+            f"cannot load CLIP weights {weights or name!r} for {name!r} ({first_line(error)}): {advice(name)}"
+        ) from error
+
+
+def _check_weights(name: str, weights: str) -> None:
+    """Say what is wrong with a tag or file name before anything is built or downloaded."""
+    tag = import_open_clip().get_pretrained_cfg(name, weights)
+    if tag and not _same_gelu(name, tag):
+        other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+        raise InputError(f"weights {weights!r} of {name!r} were trained with the other GELU: use {other!r}")
+    if not tag and not Path(weights).is_file():
+        tags = ", ".join(known_tags(name)) or "none"
+        raise InputError(f"expected a weights file or a tag of {name!r} ({tags}), found {weights!r}")
+    if not tag and _is_torchscript(weights):
+        raise InputError(f"{weights} is a TorchScript archive, as OpenAI ships CLIP: {advice(name)}")
+
+
+def _is_torchscript(file: str) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(member.endswith("/constants.pkl") for member in archive.namelist())
+
+
+def _same_gelu(name: str, tag: dict[str, Any]) -> bool:
+    return bool(tag.get("quick_gelu")) == bool(model_config(name).get("quick_gelu"))
+
+
+def known_tags(name: str) -> list[str]:
+    """List the weights that open_clip can download and that were trained with the activation of `name`."""
+    open_clip = import_open_clip()
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return [tag for tag in tags if _same_gelu(name, open_clip.get_pretrained_cfg(name, tag))]
+
+
+def advice(name: str) -> str:
+    """Say where weights of a model can come from."""
+    if has_scheme(name):
+        return "expected open_clip_config.json and open_clip_model.safetensors in it"
+    tags = known_tags(name)
+    download = f" or, with a network, one of its tags ({', '.join(tags[:4])})" if tags else ""
+    return f"give --clip-weights FILE (open_clip .safetensors or state dict){download}"
+
+
+def first_line(error: BaseException) -> str:
+    """Shorten what a library raised to one line."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own message recommends to load it all the same
+        return "it holds more than tensors, or none"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+@contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Hold log lines back: open_clip logs an error on the screen before it raises the same one."""
+    before = logging.root.manager.disable
+    logging.disable(sys.maxsize)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,113 @@
+"""The two branches in one joint space: what pre-training makes, the teacher copies and the student learns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from crossmost.errors import InputError
+from crossmost.models.grouping import Groups
+from crossmost.models.image_tower import ImageCard, ImageFeatures, build_image_tower
+from crossmost.models.point_bert import PointBert, PointCard, PointFeatures
+
+LOGIT_SCALE = 4.6052
+"""ln 100, CLIP's temperature (METHOD 4.1)."""
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale the last axis to unit length, in float32."""
+    return nn.functional.normalize(x.float(), dim=-1)
+
+
+class DualEncoder(nn.Module):
+    """A point encoder and an image tower projected into the space of the text embeddings.
+
+    This is a *base*: it has no class names. `Student` adds them.
+    """
+
+    def __init__(
+        self, point_card: PointCard, image_card: ImageCard, dim: int, *, load_image_weights: bool = True
+    ):
+        """Build both branches.
+
+        Args:
+            point_card: the point encoder's numbers.
+            image_card: the image tower's name or numbers.
+            dim: D, the width of the text embeddings.
+            load_image_weights: False where a checkpoint is about to fill them in.
+
+        Raises:
+            InputError: the image tower's width is not D, or it cannot be had.
+        """
+        super().__init__()
+        self.dim = dim
+        self.point_encoder = PointBert(point_card)
+        self.point_projection = nn.Parameter(torch.randn(2 * point_card.width, dim) * (2 * point_card.width) ** -0.5)
+        self.image_tower = build_image_tower(image_card, load_weights=load_image_weights)
+        if self.image_tower.dim != dim:
+            raise InputError(
+                f"text embeddings of {dim} numbers do not fit an image tower of {self.image_tower.dim}: "
+                "use the text tower that belongs to it"
+            )
+        self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE))
+
+    def point_features(self, groups: Groups, mask: Tensor | None = None) -> PointFeatures:
+        """Encode patches, some of them hidden: mask (B, G) bool."""
+        return self.point_encoder(groups.patches, groups.centers, mask)
+
+    def image_features(self, images: Tensor, mask: Tensor | None = None) -> ImageFeatures:
+        """Encode images (B, 3, H, W), some patches hidden: mask (B, grid, grid) bool."""
+        return self.image_tower(images, mask)
+
+    def embed_point(self, features: PointFeatures) -> Tensor:
+        """f_P, (B, D) unit rows."""
+        return unit(features.feature @ self.point_projection)
+
+    def embed_image(self, features: ImageFeatures) -> Tensor:
+        """f_I, (B, D) unit rows."""
+        return unit(features.cls @ self.image_tower.projection)
+
+
+class Logits(NamedTuple):
+    """The two branches' logits for one batch, (B, C) float32; None for a branch that was not asked."""
+
+    point: Tensor | None
+    image: Tensor | None
+
+
+class Student(DualEncoder):
+    """The two branches with the shared classifier Theta and temperature tau (METHOD 1.4)."""
+
+    def __init__(
+        self,
+        point_card: PointCard,
+        image_card: ImageCard,
+        class_embeddings: Tensor,
+        *,
+        renormalize_classifier: bool,
+    ):
+        """Start Theta as the class names' text embeddings.
+
+        Args:
+            point_card: the point encoder's numbers.
+            image_card: the image tower's numbers.
+            class_embeddings: (C, D) unit rows.
+            renormalize_classifier: use Theta's columns at unit length, whatever training did to them.
+        """
+        super().__init__(point_card, image_card, class_embeddings.shape[1], load_image_weights=False)
+        self.renormalize_classifier = renormalize_classifier
+        self.classifier = nn.Parameter(class_embeddings.float().T.clone())  # Theta, (D, C)
+        # Q of METHOD 1.9: the point branch's own projection for global-local alignment.
+        self.point_local_projection = nn.Parameter(torch.randn(point_card.width, self.dim))
+
+    def class_weights(self) -> Tensor:
+        """Theta as the logits use it, (D, C)."""
+        if self.renormalize_classifier:
+            return nn.functional.normalize(self.classifier, dim=0)
+        return self.classifier
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """tau f Theta: (B, D) unit rows to (B, C)."""
+        return self.logit_scale.exp() * embedding @ self.class_weights()

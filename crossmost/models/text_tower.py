@@ -1,0 +1,192 @@
+"""From class names to a vocabulary: prompt templates through a CLIP text tower (METHOD section 1.4)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossmost.errors import InputError
+from crossmost.models.clip import (
+    first_line,
+    has_scheme,
+    import_open_clip,
+    pretrained_clip,
+    quiet_logging,
+    random_text,
+)
+from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary, check_names
+
+PROMPTS_FILE = Path(__file__).parent / "cards" / "prompts.json"
+PROMPTS: tuple[str, ...] = tuple(json.loads(PROMPTS_FILE.read_text("utf-8")))
+"""The 64 templates the method uses for every data set, `{}` standing for the class name."""
+
+
+def embed_classes(
+    names: Iterable[str],
+    *,
+    clip: str,
+    weights: str | None,
+    templates: Sequence[str] = PROMPTS,
+    batch: int = 256,
+    device: str | torch.device = "cpu",
+    spaces: bool = False,
+    allow_random: bool = False,
+) -> Vocabulary:
+    """Embed class names: unit embeddings of the prompts, averaged over the templates, at unit length again.
+
+    Args:
+        names: C different names.
+        clip: an open_clip model name.
+        weights: a tag of open_clip's, a file, or None where the name brings its own.
+        templates: prompts with one `{}` for the name.
+        batch: prompts a forward pass.
+        device: where the text tower runs.
+        spaces: write `night_stand` as `night stand` in the prompts; the reference recipe does not.
+        allow_random: take random weights where `weights` is None; only tests have a use for that.
+
+    Returns:
+        A vocabulary of embeddings (C, D) with the names as given.
+
+    Raises:
+        InputError: bad names or templates, an unknown model, or weights that cannot be had.
+    """
+    names, templates = tuple(names), tuple(templates)
+    check_class_names(names)
+    check_templates(templates)
+    tokenizer = text_tokenizer(clip)
+    model = text_model(clip, weights, allow_random=allow_random).to(device)
+    words = [name.replace("_", " ") if spaces else name for name in names]
+    prompts = [template.replace("{}", word) for word in words for template in templates]
+    parts = [
+        embed_texts(model, tokenizer(prompts[start : start + batch]).to(device))
+        for start in range(0, len(prompts), batch)
+    ]
+    embeddings = torch.cat(parts).unflatten(0, (len(names), len(templates)))  # (C * T, D) to (C, T, D)
+    return Vocabulary.create(
+        names,
+        embeddings.mean(dim=1).numpy(),
+        logit_scale=model.logit_scale.exp().item(),
+        prompts=templates,
+        tag=model_tag(clip, weights),
+    )
+
+
+@torch.inference_mode()
+def embed_texts(model: Any, tokens: Tensor) -> Tensor:
+    """Embed tokens (B, T) with a CLIP: (B, D) float32 unit rows on the CPU."""
+    return torch.nn.functional.normalize(model.encode_text(tokens).float(), dim=-1).cpu()
+
+
+def text_model(clip: str, weights: str | None, *, allow_random: bool = False) -> Any:
+    """Build a CLIP that has its text tower only, in evaluation mode.
+
+    Raises:
+        InputError: an unknown name, or no weights: a random text tower names nothing.
+    """
+    if weights is None and allow_random and not has_scheme(clip):
+        model = random_text(clip)
+    else:
+        try:
+            model = pretrained_clip(clip, weights)
+        except InputError as error:
+            raise InputError(f"{error}; or give a ready-made classes.npz with --vocabulary") from error
+    del model.visual
+    return model.eval()
+
+
+def text_tokenizer(clip: str) -> Any:
+    """Build the tokenizer that belongs to a CLIP; it cuts over-long prompts.
+
+    Raises:
+        InputError: the tokenizer needs a package or a download that cannot be had.
+    """
+    try:
+        with quiet_logging():
+            return import_open_clip().get_tokenizer(clip)
+    except Exception as error:  # transformers and the hub raise what they like
+        raise InputError(
+            f"cannot make the tokenizer of {clip!r} ({first_line(error)}): "
+            "use a model with CLIP's own, such as ViT-B-32, or a ready-made classes.npz with --vocabulary"
+        ) from error
+
+
+def model_tag(clip: str, weights: str | None) -> str:
+    """Name a text model without the folders it was read from: `ViT-B-32/openai`."""
+    if has_scheme(clip):
+        scheme, _, place = clip.partition(":")
+        return f"{scheme}:{Path(place).name if scheme == 'local-dir' else place}"
+    return f"{clip}/{Path(weights).name if weights else 'random'}"
+
+
+def read_class_names(source: str | Path) -> tuple[str, ...]:
+    """Read class names from a text file, one a line, or from a list such as `mug,bowl`.
+
+    In a file, blank lines and what follows a `#` are left out.
+
+    Raises:
+        InputError: no such file, no names, or a class twice.
+    """
+    path = Path(source)
+    if path.is_file():
+        entries = [re.split(r"(?:^|\s)#", line)[0] for line in _read_text(path).splitlines()]
+    elif isinstance(source, str) and "," in source:
+        entries = source.split(",")
+    else:
+        raise InputError(
+            "expected a text file with one class name a line, or a list such as 'mug,bowl', "
+            f"found {str(source)!r}"
+        )
+    names = tuple(entry.strip() for entry in entries if entry.strip())
+    if not names:
+        raise InputError(f"expected class names, found none in {str(source)!r}")
+    check_class_names(names)
+    return names
+
+
+def check_class_names(names: tuple[str, ...]) -> None:
+    """Refuse names that CLIP cannot tell apart: it reads them in lower case.
+
+    Raises:
+        InputError: no name, an empty one, or one twice.
+    """
+    try:
+        check_names(names)
+    except InvalidVocabulary as error:
+        raise InputError(str(error)) from None
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(name.lower(), name)
+        if other is not name:
+            raise InputError(
+                f"expected different class names, found {other!r} and {name!r}: CLIP ignores case"
+            )
+
+
+def check_templates(templates: tuple[str, ...]) -> None:
+    """Refuse prompt templates that a class name cannot be put into.
+
+    Raises:
+        InputError: no template, or one without exactly one `{}`.
+    """
+    if not templates:
+        raise InputError("expected at least one prompt template, found none")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise InputError(f"expected one {{}} in every prompt template, found {template!r}")
+
+
+def _read_text(path: Path) -> str:
+    if path.suffix == ".npz":
+        raise InputError(f"{path} is a ready-made vocabulary: give it as --vocabulary, not as --classes")
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"expected a UTF-8 text file with one class name a line, found {path}: {error}"
+        ) from error

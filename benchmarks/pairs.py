@@ -74,7 +74,9 @@ def select(clouds: Clouds, chosen: NDArray[np.bool_]) -> Clouds:
 def join(sets: Sequence[Clouds]) -> Clouds:
     """Several sets as one, under the rows of their text embeddings: 'Bed' of one and 'bed' of another are one."""
     entries = [(np.array([each.rows[name] for name in each.names]), each) for each in sets]
-    rows = {f"row {row}": int(row) for row in sorted(set(np.concatenate([row for row, _ in entries]).tolist()))}
+    rows = {
+        f"row {row}": int(row) for row in sorted(set(np.concatenate([row for row, _ in entries]).tolist()))
+    }
     return Clouds(
         np.concatenate([each.points for each in sets]),
         np.array([f"row {row}" for row in np.concatenate([row for row, _ in entries])]),
@@ -87,7 +89,13 @@ def join(sets: Sequence[Clouds]) -> Clouds:
 def scanned(clouds: Clouds, severity: str) -> Clouds:
     """What a depth camera would have seen."""
     scans = scan_dataset(clouds.points, list(clouds.ids), severity, SCAN_SEED)
-    return Clouds(repeat_nothing([normalize(scan) for scan in scans]), clouds.names, clouds.split, clouds.ids, clouds.rows)
+    return Clouds(
+        repeat_nothing([normalize(scan) for scan in scans]),
+        clouds.names,
+        clouds.split,
+        clouds.ids,
+        clouds.rows,
+    )
 
 
 def source_and_target(data: Path, pair: str) -> tuple[Clouds, Clouds]:

@@ -1,5 +1,5 @@
 """`python -m crossmost` is the `crossmost` command."""
 
-from crossmost.cli import app
+from crossmost.cli import main
 
-app()
+main()

@@ -34,7 +34,9 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(64, ge=2)
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
     learning_rate: float | None = Field(None, gt=0, description="per 256 clouds; None: the card's")
-    min_learning_rate_ratio: float = Field(0.05, ge=0, le=1, description="floor of the cosine, as a share of the peak")
+    min_learning_rate_ratio: float = Field(
+        0.05, ge=0, le=1, description="floor of the cosine, as a share of the peak"
+    )
     warmup_epochs: float = Field(1.0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     layer_decay: float = Field(0.65, gt=0, le=1, description="of the image tower, per layer")
@@ -47,11 +49,17 @@ class TrainConfig(BaseModel):
 
     # Data
     views: int = Field(4, ge=1, description="views rendered around each cloud, where it brings none")
-    scan_augment: Literal["none", "low", "moderate", "high"] = Field("none", description="simulated scan before strong augmentation")
+    scan_augment: Literal["none", "low", "moderate", "high"] = Field(
+        "none", description="simulated scan before strong augmentation"
+    )
 
-    strong_scale: tuple[float, float] = Field((0.8, 1.25), description="student's clouds; published: 0.5 to 2")
+    strong_scale: tuple[float, float] = Field(
+        (0.8, 1.25), description="student's clouds; published: 0.5 to 2"
+    )
     strong_translation: float = Field(0.1, ge=0, description="share of the extent; published: 0.5")
-    strong_dropout: float = Field(0.6, ge=0, lt=1, description="highest share of points lost; published: 0.875")
+    strong_dropout: float = Field(
+        0.6, ge=0, lt=1, description="highest share of points lost; published: 0.875"
+    )
 
     # Loss weights (METHOD 1.11)
     fairness_weight: float = Field(1.0, ge=0)
@@ -71,9 +79,11 @@ class TrainConfig(BaseModel):
     ema_end: float = Field(0.9998, ge=0, lt=1)
     ema_ramp_steps: int = Field(400, ge=1, description="ramp of the reference recipe")
     ema_ramp_epochs: float = Field(2.0, gt=0, description="ramp of the crossmost recipe")
-    ema_memory_epochs: float = Field(2.0, gt=0, description="the ramp's end forgets a student within this many epochs")
+    ema_memory_epochs: float = Field(
+        2.0, gt=0, description="the ramp's end forgets a student within this many epochs"
+    )
 
-    # Switches: one for each row of METHOD 7
+    # Switches: the published value first, the repair second
     point_target: Literal["mask-token", "token", "patch"] = "patch"
     image_divisor: Literal["sequence", "channels"] = "channels"
     alignment: Literal["instance", "pseudo-label"] = "pseudo-label"
@@ -85,6 +95,7 @@ class TrainConfig(BaseModel):
     ema_ramp: Literal["steps", "epochs"] = "epochs"
     fairness: Literal["batch", "moving-average"] = "moving-average"
     selection: Literal["last", "label-free"] = "label-free"
+    rendered_views: Literal["photometric", "geometric"] = "geometric"
     exported: Literal["student", "teacher"] = "teacher"
     collapse: Literal["ignore", "stop"] = "stop"
 
@@ -99,7 +110,9 @@ class TrainConfig(BaseModel):
     def _consistent(self) -> TrainConfig:
         if self.ema_end < self.ema_start:
             raise ValueError(f"ema_end {self.ema_end} is below ema_start {self.ema_start}")
-        if self.class_prior is not None and (min(self.class_prior) <= 0 or abs(sum(self.class_prior) - 1) > 1e-3):
+        if self.class_prior is not None and (
+            min(self.class_prior) <= 0 or abs(sum(self.class_prior) - 1) > 1e-3
+        ):
             raise ValueError("class_prior must be positive shares that add up to 1")
         return self
 
@@ -116,7 +129,73 @@ SWITCHES: dict[str, str] = {
     "ema_ramp": "steps",
     "fairness": "batch",
     "selection": "last",
+    "rendered_views": "photometric",
     "exported": "student",
     "collapse": "ignore",
 }
 """Each switch of METHOD 7 with its value in the reference recipe; the field's default is the crossmost value."""
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The options a recipe sets; those of crossmost are the defaults."""
+    if recipe == "crossmost":
+        return {"recipe": recipe}
+    published = {"strong_scale": (0.5, 2.0), "strong_translation": 0.5, "strong_dropout": 0.875}
+    return {"recipe": recipe, **SWITCHES, **published}
+
+
+def make_config(options: Mapping[str, Any]) -> TrainConfig:
+    """Build a configuration: the recipe's values, then the given ones.
+
+    Raises:
+        InputError: an unknown option (with the nearest name), or a value that is not allowed.
+    """
+    for name in options:
+        if name not in TrainConfig.model_fields:
+            close = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.0)
+            raise InputError(f"no option '{name}': the nearest is '{close[0]}'")
+    recipe = options.get("recipe", "crossmost")
+    try:
+        return TrainConfig(**{**recipe_values(recipe), **options})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        raise InputError(f"option {where}: {first['msg']}, found {first['input']!r}") from error
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Read options from a YAML file.
+
+    Raises:
+        InputError: no such file, or it holds no mapping.
+    """
+    try:
+        options = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: expected a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+        raise InputError(f"{path}: expected 'option: value' lines, found {type(options).__name__}")
+    return options
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Read `key=value` pairs; values are YAML.
+
+    Raises:
+        InputError: something without '=', or a value that is no YAML.
+    """
+    options: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise InputError(f"expected key=value, found '{assignment}'")
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"option {key}: '{value}' cannot be read as a value") from error
+    return options
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The whole configuration as YAML, in the order of the fields."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -14,6 +14,10 @@ MORTON_BITS = 10
 """Bits an axis of the space-filling curve that `thin` walks along: a grid of 1024 cells a side."""
 
 
+MOST_COLUMNS = 9
+"""Three points with more columns than xyz, rgb and normals are a transposed cloud."""
+
+
 class InvalidCloud(ValueError):
     """A cloud that cannot be classified; the message says what was expected and what was found."""
 
@@ -27,9 +31,15 @@ def check_cloud(points: Any) -> NDArray[Any]:
     Raises:
         InvalidCloud: not two-dimensional, fewer than three columns, not numbers, or no point at all.
     """
-    cloud = np.asarray(points)
-    if cloud.ndim != 2 or cloud.shape[1] < 3:
-        hint = "; transpose it" if cloud.ndim == 2 and cloud.shape[0] == 3 else ""
+    try:
+        cloud = np.asarray(points)
+    except ValueError as error:
+        raise InvalidCloud(
+            f"expected points of shape (N, 3), found rows of different lengths: {error}"
+        ) from error
+    transposed = cloud.ndim == 2 and cloud.shape[0] == 3 and not 3 <= cloud.shape[1] <= MOST_COLUMNS
+    if cloud.ndim != 2 or cloud.shape[1] < 3 or transposed:
+        hint = "; transpose it" if transposed else ""
         raise InvalidCloud(f"expected points of shape (N, 3), found {cloud.shape}{hint}")
     if not (np.issubdtype(cloud.dtype, np.number) or cloud.dtype == bool) or np.iscomplexobj(cloud):
         raise InvalidCloud(f"expected real numbers, found dtype {cloud.dtype}")
@@ -69,6 +79,8 @@ def normalize(xyz: NDArray[Any]) -> NDArray[np.float32]:
         (N, 3) float32 in the unit sphere.
     """
     exact = xyz.astype(np.float64)
+    # The smallest goes first: the mean of equal numbers rounds, and what is left would be scaled up.
+    exact -= exact.min(axis=0)
     # The largest coordinate is taken out first: squares of very large or very small coordinates would
     # leave the range of float64.
     exact -= exact.mean(axis=0)
@@ -111,8 +123,7 @@ def thin(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """
     if len(points) <= count:
         return points
-    x, y, z = points[:, 0], points[:, 1], points[:, 2]
-    order = np.lexsort((x, y, z, morton_codes(points[:, :3])))
+    order = np.lexsort((*points.T, morton_codes(points[:, :3])))
     picked = (np.arange(count, dtype=np.int64) * len(points)) // count
     return points[order[picked]]
 

@@ -58,7 +58,9 @@ def nearest_indices(points: NDArray[np.float32], centers: NDArray[np.float32], k
         squared += delta * delta
     # The bits of a non-negative float32 order like the number: with the index below them every key is
     # unique and ties fall to the lowest index.
-    keys = (squared.view(np.uint32).astype(np.uint64) << np.uint64(32)) | np.arange(len(points), dtype=np.uint64)
+    keys = (squared.view(np.uint32).astype(np.uint64) << np.uint64(32)) | np.arange(
+        len(points), dtype=np.uint64
+    )
     if k < len(points):
         keys = np.partition(keys, k - 1, axis=1)[:, :k]
     keys.sort(axis=1)

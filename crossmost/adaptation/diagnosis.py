@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossmost.data.samples import PlainBatch
+from crossmost.errors import WorkFailed
 from crossmost.models.grouping import group
 from crossmost.models.student import Student
 
@@ -37,13 +38,20 @@ def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch
 
     Returns:
         Logits on the CPU.
+
+    Raises:
+        WorkFailed: no cloud could be read.
     """
     found = []
     for batch in batches:
         if batch is None:
             continue
         on_device = batch.to(device)
-        found.append((batch.index, point_logits(model, on_device.points), image_logits(model, on_device.views)))
+        found.append(
+            (batch.index, point_logits(model, on_device.points), image_logits(model, on_device.views))
+        )
+    if not found:
+        raise WorkFailed("none of the clouds to look at could be read")
     index, point, image = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
     return Diagnosis(index, point, image)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-EPSILON = 1e-6
-"""Keeps the logarithm of a class that a batch never predicts finite."""
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Keeps logarithms and divisions finite without weakening the pull on a class that is nearly never predicted."""
 
 
 def self_training(logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def fairness(mean_probabilities: Tensor, prior: Tensor) -> Tensor:
         mean_probabilities: (C,) softmax outputs averaged over all samples, kept or not.
         prior: (C,) shares that add up to one; uniform in the published method, where the least value is ln C.
     """
-    return -(prior * (mean_probabilities + EPSILON).log()).sum()
+    return -(prior * mean_probabilities.clamp(min=SMALLEST).log()).sum()
 
 
 def image_reconstruction(predicted: Tensor, target: Tensor, mask: Tensor, divisor: int) -> Tensor:
@@ -100,7 +100,7 @@ def patch_reconstruction(predicted: Tensor, patches: Tensor, mask: Tensor) -> Te
         mask: (B, G) bool.
     """
     target = patches[mask][..., :3].float()  # (M, K, 3)
-    radius = target.norm(dim=-1).amax(dim=1).clamp(min=EPSILON)[:, None, None]
+    radius = target.norm(dim=-1).amax(dim=1).clamp(min=SMALLEST)[:, None, None]
     guess = predicted[mask].float().unflatten(-1, (-1, 3))
     return chamfer(guess, target / radius).sum() / mask.sum().clamp(min=1)
 
@@ -128,7 +128,8 @@ def cross_modal(
         temperature: 1 as published (plain cosines).
         same_class: (B, B) bool, pairs that are no negatives; the diagonal does not matter.
     """
-    similarity = point @ image.T / temperature
+    with torch.autocast(point.device.type, enabled=False):
+        similarity = point.float() @ image.float().T / temperature
     if same_class is not None:
         own = torch.eye(len(point), dtype=torch.bool, device=point.device)
         similarity = similarity.masked_fill(same_class & ~own, float("-inf"))

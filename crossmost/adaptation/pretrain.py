@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from crossmost.adaptation.devices import autocast, choose_device
-from crossmost.data.augment import PointAugment, augment_points, test_image
+from crossmost.data.augment import PointAugment, augment_points, geometric_image
 from crossmost.data.samples import Clouds, EpochOrder, Key, PointBatch, pad
 from crossmost.data.views import render_views
 from crossmost.models.grouping import group
@@ -70,7 +70,9 @@ class CaptionedBatch(NamedTuple):
 class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | None]):
     """Augmented clouds, each with a view rendered from a direction of its own."""
 
-    def __init__(self, clouds: Clouds, captions: NDArray[np.int64], *, seed: int, image_size: int, least: int):
+    def __init__(
+        self, clouds: Clouds, captions: NDArray[np.int64], *, seed: int, image_size: int, least: int
+    ):
         self.clouds = clouds
         self.captions = captions
         self.seed = seed
@@ -89,8 +91,9 @@ class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | None]):
         rng = np.random.default_rng([self.seed, epoch, index])
         seen = augment_points(cloud, AUGMENT, rng)[:, :3]
         view = render_views(seen, count=1, size=self.image_size, azimuth=rng.uniform(0, 2 * math.pi))[0]
+        image = geometric_image(view, self.image_size, int(rng.integers(2**31)))
         points = fill(augment_points(cloud, AUGMENT, rng), self.least)
-        return points, test_image(view, self.image_size), int(self.captions[index])
+        return points, image, int(self.captions[index])
 
 
 def collate(samples: Sequence[tuple[NDArray[np.float32], Tensor, int] | None]) -> CaptionedBatch | None:

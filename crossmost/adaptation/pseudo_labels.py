@@ -79,17 +79,19 @@ def class_thresholds(labels: Labels, classes: int, share: float) -> Tensor:
         share: 0 to 1.
 
     Returns:
-        (C,) float32; 0 for a class that nothing was predicted to be.
+        (C,) float32; that of all predictions together for a class that nothing was predicted to be.
     """
-    levels = torch.zeros(classes)
-    for index in range(classes):
-        own = labels.confidence[labels.label == index]
-        if len(own):
-            # Strictly below the lowest one that is kept: the rule keeps what is *above* the threshold.
-            ranked = own.sort(descending=True).values
-            last = max(1, round(share * len(own))) - 1
-            levels[index] = torch.nextafter(ranked[last], torch.tensor(0.0))
+    levels = torch.full((classes,), _level(labels.confidence, share))
+    for index in labels.label.unique().tolist():
+        levels[index] = _level(labels.confidence[labels.label == index], share)
     return levels
+
+
+def _level(confidence: Tensor, share: float) -> float:
+    """What the highest `share` of confidences (n,) exceeds: strictly below the lowest of them."""
+    ranked = confidence.sort(descending=True).values
+    last = max(1, round(share * len(ranked))) - 1
+    return float(torch.nextafter(ranked[last], torch.tensor(0.0)))
 
 
 class Labeler:
@@ -99,7 +101,11 @@ class Labeler:
         self.config = config
         self.classes = classes
         self.temperatures = (1.0, 1.0)  # of the point and the image branch
-        fixed = {"joint": config.threshold_joint, "point": config.threshold_point, "image": config.threshold_image}
+        fixed = {
+            "joint": config.threshold_joint,
+            "point": config.threshold_point,
+            "image": config.threshold_image,
+        }
         self.thresholds = {name: torch.full((classes,), level) for name, level in fixed.items()}
 
     def posteriors(self, point: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

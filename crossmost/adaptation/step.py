@@ -76,9 +76,7 @@ def point_reconstruction(
     return losses.mask_token_regression(predicted, encoder.mask_token, mask)
 
 
-def image_branch(
-    student: Student, view: Tensor, config: TrainConfig, generator: torch.Generator
-) -> Branch:
+def image_branch(student: Student, view: Tensor, config: TrainConfig, generator: torch.Generator) -> Branch:
     """Encode masked strong views (B, 3, H, W) and reconstruct what was hidden."""
     tower = student.image_tower
     mask = image_mask(len(view), tower.grid, generator).to(view.device)

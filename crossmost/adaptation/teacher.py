@@ -17,7 +17,7 @@ def make_teacher(student: Student) -> Student:
 
 @torch.no_grad()
 def update_teacher(teacher: Student, student: Student, decay: float) -> None:
-    """theta' <- d theta' + (1 - d) theta over the whole state, BatchNorm statistics included.
+    """Theta' <- d theta' + (1 - d) theta over the whole state, BatchNorm statistics included.
 
     Args:
         teacher: changed in place.

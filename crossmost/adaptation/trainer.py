@@ -125,9 +125,13 @@ class Trainer:
             len(self.clouds), config.batch_size, seed=config.seed, epoch=progress.epoch, start=progress.batch
         )
         for batch in training_batches(self.samples, order, config.workers):
-            if batch is not None:
-                on_batch(self._train_batch(batch.to(self.device)))
+            figures = None if batch is None else self._train_batch(batch.to(self.device))
             progress.batch += 1
+            if figures is not None:
+                on_batch(figures)
+        # Batches that did not fill an optimiser step are not carried into the next epoch: a run that is
+        # resumed there would not have them.
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _train_batch(self, batch: TrainingBatch) -> Record:
         """One pass of the algorithm box; an optimiser step where enough batches are gathered."""
@@ -168,9 +172,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        update_teacher(
-            self.teacher, self.student, ema_decay(progress.step, self.steps_per_epoch, config)
-        )
+        update_teacher(self.teacher, self.student, ema_decay(progress.step, self.steps_per_epoch, config))
         progress.step += 1
 
     def _note(self, loss: Tensor, terms: dict[str, Tensor], labels: PseudoLabels) -> Record:
@@ -210,11 +212,10 @@ class Trainer:
         batches = progress.sums.pop("batches", 0.0)
         record |= {name: value / batches for name, value in progress.sums.items()}
         self._choose(epoch, record["selection_score"])
-        if epoch >= 0 and config.collapse == "stop":
-            if collapsed(counts, torch.tensor(progress.records[0]["histogram"])):
-                progress.stopped = (
-                    f"collapse in epoch {epoch}: the pseudo-labels use few of the classes that zero-shot used"
-                )
+        shrunk = epoch >= 0 and collapsed(counts, torch.tensor(progress.records[0]["histogram"]))
+        if shrunk and config.collapse == "stop":
+            progress.stopped = "the pseudo-labels have collapsed to few of the classes that zero-shot used"
+            record["stopped"] = progress.stopped
         record["chosen_epoch"] = progress.best_epoch
         progress.records.append(record)
         progress.watched.append(seen)
@@ -230,9 +231,7 @@ class Trainer:
         config = self.config
         watched = WatchedClouds(self.clouds, config.watched)
         plain = PlainSamples(watched, image_size=self.student.image_tower.size, views=config.views)
-        return diagnose(
-            self.teacher, plain_batches(plain, config.batch_size, config.workers), self.device
-        )
+        return diagnose(self.teacher, plain_batches(plain, config.batch_size, config.workers), self.device)
 
     @staticmethod
     def _weights(model: Student) -> dict[str, Tensor]:
@@ -297,6 +296,7 @@ def sample_settings(student: Student, config: TrainConfig) -> SampleSettings:
         teacher_sees=config.views if config.teacher_views == "mean" else 1,
         strong=strong_augment(config),
         scan_severity=config.scan_augment,
+        photometric=config.rendered_views == "photometric",
     )
 
 

@@ -14,6 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from crossmost.errors import WorkFailed
 
 
@@ -36,6 +39,22 @@ def write_json_atomic(path: Path, value: Any) -> None:
     """
     text = json.dumps(_without_nonfinite(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_text_atomic(path, text + "\n")
+
+
+def json_line(value: Any) -> str:
+    """One line of JSON; NaN and infinity become null."""
+    return json.dumps(_without_nonfinite(value), ensure_ascii=False, allow_nan=False)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a .npz archive, whole or not at all.
+
+    Raises:
+        WorkFailed: the file cannot be written; the one written before is untouched.
+    """
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        sync(file)
 
 
 @contextmanager

@@ -73,7 +73,9 @@ def fill_weights(model: DualEncoder, tensors: Mapping[str, Tensor], source: Path
     missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     for names, problem in ((missing, "lacks"), (surplus, "has the unknown")):
         if names:
-            raise InputError(f"{source} {problem} weight '{names[0]}' ({len(names)} such): another architecture")
+            raise InputError(
+                f"{source} {problem} weight '{names[0]}' ({len(names)} such): another architecture"
+            )
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
             raise InputError(

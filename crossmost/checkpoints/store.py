@@ -215,6 +215,11 @@ def load_generation(run: Path, names: Sequence[str], *, state: bool = True) -> G
     return Generation(int(numbers.pop()), weights, values)
 
 
+def has_generation(run: Path) -> bool:
+    """Whether a folder holds a saved generation, be it one whose last renames were interrupted."""
+    return _locate(run, STATE_FILE).is_file()
+
+
 def _finish_interrupted(run: Path) -> None:
     """Move a committed generation up into the run and drop one that was never committed."""
     shutil.rmtree(run / STAGING_FOLDER, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,9 @@ def _stored_ndim(path: Path) -> int | None:
 
     try:
         with zipfile.ZipFile(path) as archive, archive.open("points.npy") as member:
-            version = np.lib.format.read_magic(member)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, _, _ = read(member)
+            form = np.lib.format
+            old = form.read_magic(member) == (1, 0)
+            shape, _, _ = (form.read_array_header_1_0 if old else form.read_array_header_2_0)(member)
             return len(shape)
     except (KeyError, ValueError, OSError, zipfile.BadZipFile):
         return None  # the reader of single clouds says what is wrong with it
@@ -72,7 +69,7 @@ def catalog_archive(path: Path, *, columns: str | None) -> Catalog:
         count = len(points)
         ids = _texts(arrays, "ids", count) or [f"{path.stem}/{row}" for row in range(count)]
         if len(set(ids)) < count:
-            twice = next(one for i, one in enumerate(ids) if one in ids[:i])
+            twice = Counter(ids).most_common(1)[0][0]
             raise InputError(f"expected ids that differ, found {twice!r} twice")
         labels, class_names = check_labels(arrays.get("labels"), _names(arrays), count)
         splits = _texts(arrays, "split", count) or [""] * count

@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from crossmost.data.parts import rotation_about
 from crossmost.models.torchvision_cpu import repair_torchvision
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+GEOMETRIC_SCALE = (0.5, 1.0)
+"""Share of a rendered view's area that a crop keeps."""
 NEIGHBORS = 10
 """Points averaged into one point that up-sampling adds, itself included."""
 
@@ -91,7 +94,7 @@ def augment_points(
         of its neighbours.
     """
     varied = points.astype(np.float32)
-    matrix = small_rotation(settings, rng) @ upright_rotation(rng.uniform(*settings.rotation))
+    matrix = small_rotation(settings, rng) @ rotation_about(2, rng.uniform(*settings.rotation))
     matrix *= rng.uniform(*settings.scale)
     xyz = points[:, :3] @ matrix.T.astype(np.float32)
     extent = np.ptp(xyz, axis=0)
@@ -104,22 +107,11 @@ def augment_points(
     return _upsample(varied, settings.upsample_to, rng)
 
 
-def upright_rotation(angle: float) -> NDArray[np.float64]:
-    """Return the rotation by `angle` radians about the up axis z, (3, 3), for column vectors."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-
-
 def small_rotation(settings: PointAugment, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw Rz Ry Rx with three clipped Gaussian angles, (3, 3), for column vectors."""
     clip = settings.tilt_clip
-    about_x, about_y, about_z = np.clip(settings.tilt_sigma * rng.standard_normal(3), -clip, clip)
-    z_to_x = np.roll(
-        np.eye(3), 1, axis=0
-    )  # a cyclic change of axes turns a rotation about z into one about x
-    rx = z_to_x @ upright_rotation(about_x) @ z_to_x.T
-    ry = z_to_x.T @ upright_rotation(about_y) @ z_to_x
-    return upright_rotation(about_z) @ ry @ rx
+    x, y, z = np.clip(settings.tilt_sigma * rng.standard_normal(3), -clip, clip)
+    return rotation_about(2, z) @ rotation_about(1, y) @ rotation_about(0, x)
 
 
 def _drop(
@@ -176,6 +168,23 @@ def strong_image(image: Any, size: int, seed: int) -> torch.Tensor:
     """
     with seeded(seed):
         return _transforms(size)["strong"](_rgb(image))
+
+
+def geometric_image(image: Any, size: int, seed: int) -> torch.Tensor:
+    """Crop and flip an image, as the student sees a rendered view.
+
+    RandAugment's changes of colour would change the distances that a depth image shows.
+
+    Args:
+        image: PIL image, or uint8 array (H, W) or (H, W, 3).
+        size: side of the result in pixels.
+        seed: any integer; the same seed gives the same picture.
+
+    Returns:
+        (3, size, size) float32, normalised with CLIP's mean and deviation.
+    """
+    with seeded(seed):
+        return _transforms(size)["geometric"](_rgb(image))
 
 
 def test_image(image: Any, size: int) -> torch.Tensor:
@@ -239,7 +248,9 @@ def _transforms(size: int) -> dict[str, Transform]:
     for step in strong.transforms:
         for operation in getattr(step, "ops", ()):
             operation.magnitude_max = STRONGEST
+    crop = transforms.RandomResizedCrop(size, GEOMETRIC_SCALE, interpolation=resize.interpolation)
     return {
+        "geometric": transforms.Compose([crop, transforms.RandomHorizontalFlip(), *tensor]),
         "weak": transforms.Compose([resize, transforms.RandomCrop(size), *tensor]),
         "strong": strong,
         "test": transforms.Compose([resize, transforms.CenterCrop(size), *tensor]),

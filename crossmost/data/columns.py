@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,14 @@ COLOR_NAMES = (("red", "green", "blue"), ("r", "g", "b"), ("R", "G", "B"))
 PACKED_NAMES = ("rgb", "rgba")
 
 
+class StoredColors(NamedTuple):
+    """Colours as a file has them: the smallest, the largest, and whether they are floats."""
+
+    low: float
+    high: float
+    floating: bool
+
+
 @dataclass(frozen=True)
 class Cloud:
     """The points of one file, as they are there: not normalised, not thinned, invalid points included.
@@ -25,13 +33,13 @@ class Cloud:
     Attributes:
         xyz: (N, 3) float64, N >= 1, at least one point finite, in the file's own units and axes.
         rgb: (N, 3) float32 in [0, 1], or None where the file has no colour.
-        stored_colors: smallest and largest colour value as the file stores it, or None.
+        stored_colors: range of the colours as the file has them, or None.
         sampled: whether the points were drawn from a mesh's faces.
     """
 
     xyz: NDArray[np.float64]
     rgb: NDArray[np.float32] | None = None
-    stored_colors: tuple[float, float] | None = None
+    stored_colors: StoredColors | None = None
     sampled: bool = False
 
 
@@ -124,7 +132,7 @@ def require_points(xyz: NDArray[np.float64]) -> None:
         raise InputError(f"expected at least one usable point, all {len(xyz)} hold NaN or infinity")
 
 
-def decode_colors(raw: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[float, float]]:
+def decode_colors(raw: NDArray[Any]) -> tuple[NDArray[np.float32], StoredColors]:
     """Bring stored colours to [0, 1].
 
     Integers and floats above 1 are divided by 255, and by 65535 where a value above 255 shows that the
@@ -134,7 +142,7 @@ def decode_colors(raw: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[float, 
         raw: (N, 3), N >= 1, any real dtype. NaN is read as no colour.
 
     Returns:
-        (N, 3) float32 in [0, 1], and the smallest and the largest stored value.
+        (N, 3) float32 in [0, 1], and the range they were stored in.
 
     Raises:
         InputError: negative numbers or numbers above 65535: normals or coordinates, not colours.
@@ -148,10 +156,10 @@ def decode_colors(raw: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[float, 
             f"expected colours in 0..1, 0..255 or 0..65535, found {low:g}..{high:g}: "
             "if these columns are normals, leave them out with --columns xyz"
         )
-    unit = np.issubdtype(raw.dtype, np.floating) and high <= 1
-    scale = 1.0 if unit else 255.0 if high <= 255 else 65535.0
+    floating = bool(np.issubdtype(raw.dtype, np.floating))
+    scale = 1.0 if floating and high <= 1 else 255.0 if high <= 255 else 65535.0
     rgb = np.where(np.isfinite(values), values / scale, MISSING_COLOR)
-    return rgb.astype(np.float32), (low, high)
+    return rgb.astype(np.float32), StoredColors(low, high, floating)
 
 
 def _stored_colors(fields: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:

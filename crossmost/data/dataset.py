@@ -75,6 +75,7 @@ class CloudDataset:
         class_names: of the whole data set, or None.
         labels: (len,) int64 into `class_names`, or None where any cloud's class is unknown. For reporting
             only: training is given `unlabelled()`.
+        splits: all splits of the data set, whichever is selected; empty where it has none.
         bad: reason by id of the clouds that could not be loaded so far.
     """
 
@@ -87,6 +88,7 @@ class CloudDataset:
     rows: NDArray[np.int64]
     folder: Path
     preparation: Preparation
+    splits: tuple[str, ...] = ()
     bad: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -101,10 +103,9 @@ class CloudDataset:
         try:
             return self.source.read(int(self.rows[index]))
         except InputError as error:
-            # A file's reader names the file; rows of one file are told apart by their ids.
-            raise (
-                error if self.ids[index] in str(error) else InputError(f"{self.ids[index]}: {error}")
-            ) from error
+            if self.ids[index] in str(error):
+                raise  # the reader of a file names it; rows of one file are told apart by their ids
+            raise InputError(f"{self.ids[index]}: {error}") from error
 
     def load(self, index: int) -> NDArray[np.float32]:
         """Read a cloud and prepare it for the encoder.
@@ -129,14 +130,20 @@ class CloudDataset:
             self.bad[self.ids[index]] = str(error)
             return None
 
+    def spread(self, most: int) -> list[int]:
+        """At most `most` indices, evenly spaced from the first to the last."""
+        if len(self) <= most:
+            return list(range(len(self)))
+        return [int(index) for index in np.linspace(0, len(self) - 1, most).round()]
+
     def probe(self, most: int = 512) -> None:
         """Load clouds to see whether the data set is sound: all of a small one, else `most`, evenly spaced.
 
         Raises:
             InputError: more than a tenth of them are bad; it names the first three.
         """
-        chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int))
-        bad = [self.ids[index] for index in chosen if self.try_load(int(index)) is None]
+        chosen = self.spread(most)
+        bad = [self.ids[index] for index in chosen if self.try_load(index) is None]
         if len(bad) > BAD_SHARE * len(chosen):
             first = "; ".join(self.bad[one] for one in bad[:3])
             found = f"expected at most a tenth of bad files, found {len(bad)} of {len(chosen)} tried"
@@ -150,21 +157,16 @@ class CloudDataset:
         folder = self.folder / VIEWS / self.ids[index]
         if not folder.is_dir():
             return None
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         pictures = []
         for path in sorted(folder.glob("*.png")):
             try:
                 with Image.open(path) as picture:
                     pictures.append(picture.convert("RGB"))
-            except (
-                OSError,
-                SyntaxError,
-                UnidentifiedImageError,
-            ) as error:  # Pillow reports a broken PNG as any
-                self.bad[f"{VIEWS}/{self.ids[index]}/{path.name}"] = (
-                    f"{path}: expected a picture, found {error}"
-                )
+            except (OSError, SyntaxError, ValueError) as error:  # Pillow reports a broken PNG as any of these
+                name = f"{VIEWS}/{self.ids[index]}/{path.name}"
+                self.bad[name] = f"{path}: expected a picture, found {error}"
         return pictures or None
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> CloudDataset:
@@ -231,6 +233,8 @@ def open_dataset(
     preparation = Preparation(points, least, up_axis, color, channels)
     catalog = _catalog(Path(path), columns, max(MESH_SAMPLES, points))
     rows = catalog.rows_of(split)
+    if len(rows) == 0:
+        raise InputError(f"{path}: expected at least one cloud, found none in it")
     labels = catalog.labels[rows] if catalog.class_names else None
     if labels is None or (labels == UNKNOWN).any():
         labels = None
@@ -244,6 +248,7 @@ def open_dataset(
         rows=rows,
         folder=catalog.folder,
         preparation=preparation,
+        splits=tuple(sorted(set(catalog.splits) - {""})),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmost.data.columns import MISSING_COLOR, Cloud, decode_colors, require_points
+from crossmost.data.columns import MISSING_COLOR, Cloud, StoredColors, decode_colors, require_points
 from crossmost.errors import InputError
 
 
-def read_mesh(path: Path, samples: int) -> Cloud:
+def read_mesh(path: Path, samples: int, faces: int = 0) -> Cloud:
     """Sample a mesh's surface uniformly by area; a file without faces is a cloud of its vertices.
 
     A scene (.glb) is flattened with its transforms. The seed is the file's name, not its folder, so that
@@ -24,20 +25,37 @@ def read_mesh(path: Path, samples: int) -> Cloud:
     Args:
         path: a file of a suffix trimesh reads.
         samples: points drawn.
+        faces: how many the file says it has, where that was read already.
 
     Raises:
-        InputError: neither faces nor vertices.
+        InputError: neither faces nor vertices, or fewer faces than the file says it has.
     """
     import trimesh
 
+    if path.suffix.lower() == ".off":
+        _require_whole_off(path)
     # process=False: merging vertices would cost time and change nothing about the surface.
     parts: list[Any] = trimesh.load_scene(str(path), process=False).dump()
     geometry = [part for part in parts if len(part.vertices)]
     solids = [part for part in geometry if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    if sum(len(part.faces) for part in solids) < faces:
+        raise InputError(f"expected {faces} faces as its header says, found fewer: copy it again")
     if not geometry:
         raise InputError("expected a mesh or a cloud, found neither faces nor vertices")
     rng = np.random.default_rng(zlib.crc32(path.name.encode()))
     return _sample(solids, samples, rng) or _vertices(geometry)
+
+
+def _require_whole_off(path: Path) -> None:
+    """Refuse a .off with fewer lines than its header counts: trimesh takes what is left for the whole."""
+    lines = [line.strip() for line in path.read_bytes().split(b"\n")]
+    lines = [line for line in lines if line and not line.startswith(b"#")]
+    glued = re.match(rb"\w*OFF\s*(\d+)\s+(\d+)", b"".join(lines[:1]))  # ModelNet's "OFF490 518 0"
+    counts = glued or re.match(rb"(\d+)\s+(\d+)", b"".join(lines[1:2]))
+    if counts:
+        promised, found = int(counts[1]) + int(counts[2]), len(lines) - (1 if glued else 2)
+        if found < promised:
+            raise InputError(f"expected {promised} vertices and faces as its header says, found {found}")
 
 
 def _sample(solids: list[Any], samples: int, rng: np.random.Generator) -> Cloud | None:
@@ -69,16 +87,20 @@ def _sample(solids: list[Any], samples: int, rng: np.random.Generator) -> Cloud 
             raw[mine], colored = colors, True
     if not colored:
         return Cloud(xyz, sampled=True)
-    return Cloud(xyz, (raw / 255).astype(np.float32), (float(raw.min()), float(raw.max())), sampled=True)
+    stored = StoredColors(float(raw.min()), float(raw.max()), floating=False)  # trimesh keeps them as bytes
+    return Cloud(xyz, (raw / 255).astype(np.float32), stored, sampled=True)
 
 
 def _face_colors(part: Any, faces: NDArray[Any], barycentric: NDArray[np.float64]) -> NDArray[Any] | None:
     """Colours 0..255 at points given by face and barycentric coordinates, (n, 3), or None."""
     visual = part.visual
     if visual.kind == "texture":
-        uv = getattr(visual, "uv", None)
-        at = None if uv is None else np.einsum("nc,ncd->nd", barycentric, np.asarray(uv)[part.faces[faces]])
-        return np.asarray(visual.material.to_color(at))[..., :3]
+        colors = None
+        if visual.uv is not None:
+            corners = np.asarray(visual.uv)[part.faces[faces]]
+            colors = visual.material.to_color(np.einsum("nc,ncd->nd", barycentric, corners))
+        # A material without a texture has one colour for all of it.
+        return np.asarray(visual.material.main_color if colors is None else colors)[..., :3]
     if visual.kind == "vertex":
         corners = visual.vertex_colors[part.faces[faces]][..., :3]
         return np.einsum("nc,ncd->nd", barycentric, corners)
@@ -100,6 +122,6 @@ def _vertices(geometry: list[Any]) -> Cloud:
 def _vertex_colors(part: Any) -> NDArray[Any] | None:
     """The (n, 3) uint8 vertex colours of a trimesh geometry, or None."""
     visual = getattr(part, "visual", None)
-    if visual is None or visual.kind != "vertex":
+    if visual is None or visual.kind != "vertex" or np.ndim(visual.vertex_colors) != 2:
         return None
     return np.asarray(visual.vertex_colors)[:, :3]

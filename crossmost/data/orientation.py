@@ -59,4 +59,5 @@ def rotate_to_z_up(xyz: NDArray[np.float64], axis: str) -> NDArray[np.float64]:
     """
     rotation = rotation_to_z_up(axis)
     source = np.abs(rotation).argmax(axis=1)
-    return xyz[:, source] * rotation.sum(axis=1)
+    # Contiguous rows: a sum over points rounds differently over another memory layout.
+    return np.ascontiguousarray(xyz[:, source] * rotation.sum(axis=1))

@@ -71,10 +71,15 @@ def moved(
     part: Triangles, at: Triple = (0, 0, 0), *, stretch: Triple = (1, 1, 1), axis: int = 2, angle: float = 0.0
 ) -> Triangles:
     """Stretch a part, turn it by `angle` radians about coordinate `axis`, then shift it by `at`."""
-    turn = np.eye(3)
+    return (part * stretch) @ rotation_about(axis, angle).T + at
+
+
+def rotation_about(axis: int, angle: float) -> NDArray[np.float64]:
+    """Return the right-handed rotation by `angle` radians about an axis (0 to 2), (3, 3), for columns."""
+    matrix = np.eye(3)
     i, j = (axis + 1) % 3, (axis + 2) % 3
-    turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-    return (part * stretch) @ turn.T + at
+    matrix[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+    return matrix
 
 
 def sample(parts: list[Triangles], count: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ are imported by the functions that need them: somebody who has .npy files needs 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,11 @@ from crossmost.data.meshes import read_mesh
 from crossmost.errors import InputError
 
 T = TypeVar("T")
+
+# These two log what they also raise, and Python prints logs that nobody listens to: a bad file must end in
+# one line.
+for _library in ("laspy", "trimesh"):
+    logging.getLogger(_library).addHandler(logging.NullHandler())
 
 POINTS_KEYS = ("points", "xyz", "coords")
 COLOR_KEYS = ("rgb", "colors", "color")
@@ -124,8 +130,8 @@ def _from_numpy(array: NDArray[Any], columns: str | None) -> Cloud:
 
 
 def _read_ply(path: Path, columns: str | None, samples: int) -> Cloud:
-    if _ply_faces(path):
-        return read_mesh(path, samples)
+    if faces := _ply_faces(path):
+        return read_mesh(path, samples, faces)
     import plyfile
 
     elements = {element.name: element for element in plyfile.PlyData.read(str(path)).elements}

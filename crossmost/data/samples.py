@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from crossmost.data.augment import WEAK, PointAugment, augment_points, strong_image, test_image, weak_image
+from crossmost.data.augment import (
+    WEAK,
+    PointAugment,
+    augment_points,
+    geometric_image,
+    strong_image,
+    test_image,
+    weak_image,
+)
 from crossmost.data.scanner import scan
 from crossmost.data.views import render_views
 from crossmost.runtime.preprocess import fill, normalize
@@ -86,6 +94,7 @@ class SampleSettings:
         teacher_sees: number of views the teacher sees.
         strong: the student's point augmentation.
         scan_severity: a simulated scan before it, or "none".
+        photometric: whether the student's rendered views go through RandAugment too, as published.
     """
 
     seed: int
@@ -95,6 +104,7 @@ class SampleSettings:
     teacher_sees: int
     strong: PointAugment
     scan_severity: str = "none"
+    photometric: bool = False
 
 
 def pad(clouds: Sequence[NDArray[np.float32]]) -> PointBatch:
@@ -136,7 +146,9 @@ class TrainingSamples(Dataset[tuple[Any, ...] | None]):
         shown = [pictures[chosen]] if settings.teacher_sees == 1 else pictures
         seeds = rng.integers(2**31, size=2)
         weak_views = [weak_image(picture, settings.image_size, int(seeds[0])) for picture in shown]
-        strong_view = strong_image(pictures[chosen], settings.image_size, int(seeds[1]))
+        rendered = isinstance(pictures[chosen], np.ndarray)
+        strong = geometric_image if rendered and not settings.photometric else strong_image
+        strong_view = strong(pictures[chosen], settings.image_size, int(seeds[1]))
         return (
             index,
             fill(augment_points(cloud, WEAK, rng), settings.least),

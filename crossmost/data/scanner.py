@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import minimum_filter
 
+from crossmost.data.parts import rotation_about
 from crossmost.data.views import camera_axes, sample_spacing
 from crossmost.errors import InputError
 
@@ -22,9 +23,9 @@ DISTANCE = 4.0
 """Camera to object centre, in radii: about 2 m from a chair."""
 STEP = math.radians(60.0)
 """Azimuth between two fused viewpoints: a robot that walks around the object."""
-CELL = 0.5
+CELL = 0.65
 """Side of a z-buffer cell in spacings of the samples: a 3 x 3 window then holds about four front points."""
-TOLERANCE = 2.0
+TOLERANCE = 2.5
 """How far behind the front of its window a point still counts as seen, same unit: surfaces may be steep."""
 FEWEST = 32
 """A scan has at least this many points, or all there are."""
@@ -55,7 +56,7 @@ class Severity:
     hole_radius: float = 0.2
     floor: float = 0.0
     floor_extent: float = 1.2
-    elevation: tuple[float, float] = (15.0, 50.0)
+    elevation: tuple[float, float] = (20.0, 55.0)
     yaw: bool = False
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class Severity:
 
 SEVERITIES: dict[str, Severity] = {
     "low": Severity(noise=0.005, viewpoints=4, dropout=0.05),
-    "moderate": Severity(noise=0.02, viewpoints=2, hidden=0.1, dropout=0.1, holes=1),
+    "moderate": Severity(noise=0.02, viewpoints=1, hidden=0.2, dropout=0.1, holes=1),
     "high": Severity(noise=0.02, viewpoints=1, dropout=0.2, holes=2, hole_radius=0.25, floor=0.4),
 }
 
@@ -93,7 +94,7 @@ def scan(
     settings = _severity(severity)
     scene = xyz.astype(np.float64)
     if settings.yaw:
-        scene = scene @ _turn(rng.uniform(0, 2 * np.pi)).T
+        scene = scene @ rotation_about(2, rng.uniform(0, 2 * np.pi)).T
     scene = np.concatenate([scene, _floor(scene, settings, rng)])
     cameras = _cameras(settings, rng)
     seen = np.stack([visible(scene, camera) for camera in cameras])
@@ -167,12 +168,6 @@ def _severity(severity: str | Severity) -> Severity:
     if severity not in SEVERITIES:
         raise InputError(f"expected a scan severity of {', '.join(SEVERITIES)}, found {severity!r}")
     return SEVERITIES[severity]
-
-
-def _turn(angle: float) -> NDArray[np.float64]:
-    """Rotation by `angle` radians about z, (3, 3)."""
-    cos, sin = math.cos(angle), math.sin(angle)
-    return np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
 
 
 def _cameras(settings: Severity, rng: np.random.Generator) -> NDArray[np.float64]:

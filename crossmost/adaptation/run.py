@@ -1,0 +1,221 @@
+"""`crossmost train`: from a dataset, a base and class names to a run folder that can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crossmost import __version__
+from crossmost.adaptation.trainer import Record, Trainer, WatchedClouds
+from crossmost.checkpoints.atomic import json_line, save_arrays, write_json_atomic, write_text_atomic
+from crossmost.checkpoints.base import Architecture, load_base
+from crossmost.checkpoints.run import (
+    BASE,
+    CLASSES,
+    CONFIG,
+    METRICS,
+    NAMES,
+    PROVENANCE,
+    PSEUDO_LABELS,
+    build_student,
+    is_run,
+    save_run,
+    start_run,
+)
+from crossmost.checkpoints.store import has_generation, load_generation
+from crossmost.config import TrainConfig, make_config, read_options, to_yaml
+from crossmost.data.dataset import CloudDataset
+from crossmost.errors import InputError
+from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
+
+OnBatch = Callable[[Record], None]
+OnEpoch = Callable[[Record], None]
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    trainer: Trainer
+    folder: Path
+
+
+def train(
+    clouds: CloudDataset,
+    base: Path,
+    vocabulary: Vocabulary,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    on_batch: OnBatch,
+    on_epoch: OnEpoch,
+) -> Outcome:
+    """Adapt a base to unlabelled clouds.
+
+    Args:
+        clouds: labels, if any, are dropped before training sees them.
+        base: file of the base.
+        vocabulary: the class names and their text embeddings.
+        config: the run's options.
+        folder: where the run is written; must not hold one yet.
+        on_batch: called with the figures of each batch.
+        on_epoch: called with the record of each epoch, zero-shot first.
+
+    Raises:
+        InputError: base, vocabulary, clouds or folder cannot be used.
+        WorkFailed: training or saving failed; what was saved before survives.
+    """
+    if is_run(folder):
+        raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
+    encoders, architecture = load_base(base)
+    student = build_student(encoders, architecture, vocabulary, config)
+    trainer = Trainer(student, checked(clouds), config)
+    start_run(folder, base, vocabulary)
+    write_text_atomic(folder / CONFIG, to_yaml(config))
+    write_json_atomic(folder / PROVENANCE, provenance(clouds, base))
+    return _fit(trainer, architecture, folder, on_batch, on_epoch)
+
+
+def resume(clouds: CloudDataset, folder: Path, *, on_batch: OnBatch, on_epoch: OnEpoch) -> Outcome:
+    """Continue a run where it was saved last, to the weights it would have had without the interruption.
+
+    Args:
+        clouds: the same as before.
+        folder: of the run.
+        on_batch: called with the figures of each batch.
+        on_epoch: called with the record of each further epoch.
+
+    Raises:
+        InputError: no run in the folder, or other clouds than before.
+    """
+    config = check_resumable(folder)
+    vocabulary = load_vocabulary(folder / CLASSES)
+    encoders, architecture = load_base(folder / BASE)
+    trainer = Trainer(build_student(encoders, architecture, vocabulary, config), checked(clouds), config)
+    if has_generation(folder):
+        generation = load_generation(folder, NAMES)
+        if generation.state["clouds"] != fingerprint(clouds):
+            raise InputError(
+                f"{folder} was trained on other clouds than {clouds.name}: resume with the same data"
+            )
+        chosen = {name: generation.weights[name].tensors for name in NAMES}
+        trainer.load_state(generation.state, chosen)
+    return _fit(trainer, architecture, folder, on_batch, on_epoch)
+
+
+def check_resumable(folder: Path) -> TrainConfig:
+    """The options of the run in a folder.
+
+    Raises:
+        InputError: no run in it.
+    """
+    if not is_run(folder):
+        raise InputError(f"{folder} holds no run to resume: leave out --resume to start one")
+    return make_config(read_options(folder / CONFIG))
+
+
+def batches_done(folder: Path, clouds: CloudDataset, config: TrainConfig) -> int:
+    """Batches a saved run has behind it; 0 where nothing was saved yet."""
+    if not has_generation(folder):
+        return 0
+    progress = load_generation(folder, NAMES[:1]).state["progress"]
+    return int(progress["epoch"] * max(1, len(clouds) // config.batch_size) + progress["batch"])
+
+
+def checked(clouds: CloudDataset) -> CloudDataset:
+    """The clouds without labels, after a look at whether they can be read.
+
+    Raises:
+        InputError: more than a tenth of them cannot.
+    """
+    clouds.probe()
+    return clouds.unlabelled()
+
+
+def fingerprint(clouds: CloudDataset) -> str:
+    """A digest of the clouds' ids, in order."""
+    return hashlib.sha256("\n".join(clouds.ids).encode()).hexdigest()
+
+
+def provenance(clouds: CloudDataset, base: Path) -> dict[str, Any]:
+    """Where a run came from."""
+    return {
+        "crossmost": __version__,
+        "data": clouds.name,
+        "split": clouds.split,
+        "clouds": len(clouds),
+        "clouds_sha256": fingerprint(clouds),
+        "base": base.name,
+        "base_sha256": hashlib.sha256(base.read_bytes()).hexdigest(),
+    }
+
+
+def _fit(
+    trainer: Trainer, architecture: Architecture, folder: Path, on_batch: OnBatch, on_epoch: OnEpoch
+) -> Outcome:
+    clouds = trainer.clouds
+    assert isinstance(clouds, CloudDataset)
+
+    def save(_: Trainer) -> None:
+        state = {**trainer.state(), "clouds": fingerprint(clouds)}
+        progress = trainer.progress
+        number = (progress.epoch * 1_000_000) + progress.batch + len(progress.records)
+        save_run(folder, architecture, trainer.chosen, state, number)
+        lines = [json_line(record) for record in progress.records]
+        write_text_atomic(folder / METRICS, "\n".join(lines) + "\n")
+
+    def end_of_epoch(_: Trainer) -> None:
+        save(trainer)
+        on_epoch(trainer.progress.records[-1])
+
+    with interruptible() as interrupted:
+
+        def after_batch(record: Record) -> None:
+            on_batch(record)
+            if interrupted.is_set() and trainer.progress.batch % trainer.config.accumulate == 0:
+                save(trainer)
+                raise KeyboardInterrupt
+
+        trainer.fit(after_batch, end_of_epoch)
+    _save_pseudo_labels(trainer, clouds, folder)
+    return Outcome(trainer, folder)
+
+
+def _save_pseudo_labels(trainer: Trainer, clouds: CloudDataset, folder: Path) -> None:
+    """Keep what the watched clouds were taken for in each epoch, so that a report may compare it with labels."""
+    watched = WatchedClouds(clouds, trainer.config.watched)
+    arrays = {
+        "ids": np.array([clouds.ids[index] for index in watched.indices]),
+        "epoch": np.array([record["epoch"] for record in trainer.progress.records]),
+        "labels": np.stack([labels.numpy() for labels in trainer.progress.watched]),
+    }
+    save_arrays(folder / PSEUDO_LABELS, arrays)
+
+
+@contextmanager
+def interruptible() -> Iterator[Event]:
+    """Let Ctrl-C ask for an end after the batch in hand; a second one ends at once.
+
+    A batch that is cut short leaves networks that no uninterrupted run would have had.
+    """
+    asked = Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,143 @@
+"""Zero-shot beside adapted, on a dataset: the only place where a run meets labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.adaptation.devices import choose_device
+from crossmost.adaptation.diagnosis import diagnose
+from crossmost.checkpoints.run import PSEUDO_LABELS, Run
+from crossmost.data.dataset import CloudDataset
+from crossmost.data.samples import PlainSamples, plain_batches
+from crossmost.errors import InputError
+from crossmost.evaluation.metrics import BranchMetrics, both_branches, branch_metrics, softmax
+from crossmost.models.student import Student
+
+Posteriors = dict[str, NDArray[np.float64]]  # branch -> (n, C)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Posteriors of both networks on the same clouds, and what labels say about them.
+
+    Attributes:
+        names: the C class names.
+        split: of the dataset.
+        index: (n,) the clouds that could be read, as positions in the dataset.
+        before: zero-shot, branch to (n, C).
+        after: adapted, branch to (n, C).
+        labels: (n,) positions in `names`, or None.
+    """
+
+    names: tuple[str, ...]
+    split: str
+    index: NDArray[np.int64]
+    before: Posteriors
+    after: Posteriors
+    labels: NDArray[np.int64] | None
+
+    def metrics(self, posteriors: Posteriors) -> dict[str, BranchMetrics]:
+        """Metrics of each branch; needs labels."""
+        if self.labels is None:
+            raise InputError("expected labels to compare with, found none")
+        return {branch: branch_metrics(p, self.labels, self.names) for branch, p in posteriors.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `crossmost eval --json` prints."""
+        found: dict[str, Any] = {"n": len(self.index), "split": self.split}
+        if self.labels is not None:
+            before, after = self.metrics(self.before), self.metrics(self.after)
+            found["zero_shot"] = {branch: metrics.top1 for branch, metrics in before.items()}
+            found["adapted"] = {branch: metrics.top1 for branch, metrics in after.items()}
+            found["details"] = {
+                "zero_shot": {branch: metrics.to_dict() for branch, metrics in before.items()},
+                "adapted": {branch: metrics.to_dict() for branch, metrics in after.items()},
+            }
+        return found
+
+
+def posteriors(
+    model: Student,
+    clouds: CloudDataset,
+    temperatures: tuple[float, float],
+    *,
+    views: int,
+    device: str,
+    workers: int,
+) -> tuple[NDArray[np.int64], Posteriors]:
+    """Classify every cloud that can be read.
+
+    Args:
+        model: in evaluation mode.
+        clouds: prepared for the model's card.
+        temperatures: of the point and the image branch.
+        views: rendered around a cloud that brings none.
+        device: name.
+        workers: processes that read.
+
+    Returns:
+        (n,) positions in the dataset, and branch to (n, C): "point", "image" and "both".
+    """
+    place = choose_device(device)
+    samples = PlainSamples(clouds, image_size=model.image_tower.size, views=views)
+    diagnosis = diagnose(model.to(place), plain_batches(samples, 64, workers), place)
+    point = softmax(diagnosis.point.numpy() / temperatures[0])
+    image = softmax(diagnosis.image.numpy() / temperatures[1])
+    return diagnosis.index.numpy(), {"point": point, "image": image, "both": both_branches(point, image)}
+
+
+def evaluate_run(run: Run, clouds: CloudDataset, *, device: str = "auto", workers: int = 0) -> Evaluation:
+    """Compare a run's zero-shot and adapted networks.
+
+    Args:
+        run: loaded from disk.
+        clouds: with or without labels.
+        device: name.
+        workers: processes that read.
+
+    Raises:
+        InputError: labels outside the vocabulary, or too many clouds that cannot be read.
+    """
+    labels = None if clouds.labels is None else clouds.label_indices(run.vocabulary.names)
+    clouds.probe()
+    options = {"views": run.config.views, "device": device, "workers": workers}
+    index, before = posteriors(run.zero_shot, clouds, run.temperatures["zero_shot"], **options)  # type: ignore[arg-type]
+    _, after = posteriors(run.adapted, clouds, run.temperatures["adapted"], **options)  # type: ignore[arg-type]
+    return Evaluation(
+        run.vocabulary.names, clouds.split, index, before, after, None if labels is None else labels[index]
+    )
+
+
+def pseudo_label_accuracy(folder: Path, clouds: CloudDataset, names: tuple[str, ...]) -> Mapping[int, float]:
+    """Accuracy of the kept pseudo-labels after each epoch, where the training data has labels after all.
+
+    Args:
+        folder: of the run.
+        clouds: the training data.
+        names: the vocabulary.
+
+    Returns:
+        Epoch to accuracy; empty without labels.
+    """
+    path = folder / PSEUDO_LABELS
+    if clouds.labels is None or not path.is_file():
+        return {}
+    truth = dict(zip(clouds.ids, clouds.label_indices(names).tolist(), strict=True))
+    with np.load(path, allow_pickle=False) as stored:
+        ids, epochs, labels = stored["ids"], stored["epoch"], stored["labels"]
+    if not set(ids.tolist()) <= truth.keys():
+        return {}
+    wanted = np.array([truth[name] for name in ids.tolist()])
+    found = {}
+    for epoch, row in zip(epochs.tolist(), labels, strict=True):
+        # An epoch's row covers the clouds that could be read; it is compared where it covers all.
+        kept = row >= 0
+        if len(row) == len(wanted) and kept.any():
+            found[epoch] = float((row == wanted)[kept].mean())
+    return found

@@ -1,0 +1,127 @@
+"""The report of a run: its evaluation, its curves and the clouds it won and lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.checkpoints.run import METRICS, PROVENANCE, REPORT, Run
+from crossmost.data.dataset import CloudDataset
+from crossmost.data.views import render_views
+from crossmost.evaluation.evaluate import Evaluation, pseudo_label_accuracy
+from crossmost.evaluation.report import MOST_EXAMPLES, Example, ReportData, write_report
+
+EXAMPLE_SIZE = 112
+
+
+def write_run_report(
+    run: Run, evaluation: Evaluation, clouds: CloudDataset, trained_on: CloudDataset | None
+) -> Path:
+    """Write `report.html` into the run's folder.
+
+    Args:
+        run: loaded from disk.
+        evaluation: of that run.
+        clouds: the dataset that was evaluated.
+        trained_on: the training data, whose labels, if any, say how right the pseudo-labels were; or None.
+
+    Returns:
+        The file.
+    """
+    records = read_records(run.folder)
+    if trained_on is not None:
+        accuracy = pseudo_label_accuracy(run.folder, trained_on, run.vocabulary.names)
+        for record in records:
+            record["kept_accuracy"] = accuracy.get(record["epoch"])
+    data = ReportData.from_posteriors(
+        f"Adapted to {clouds.name}",
+        evaluation.names,
+        evaluation.before,
+        evaluation.after,
+        evaluation.labels,
+        provenance=provenance_rows(run, evaluation, clouds),
+        training=records,
+        warnings=warnings(run, clouds),
+        **examples(evaluation, clouds),
+    )
+    return write_report(run.folder / REPORT, data)
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, under the names the report uses."""
+    lines = (folder / METRICS).read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record["kept"], record["agreement"] = record["watched/kept"], record["watched/agreement"]
+    return records
+
+
+def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> list[tuple[str, str]]:
+    """Where the figures come from."""
+    made = json.loads((run.folder / PROVENANCE).read_text())
+    records = read_records(run.folder)
+    chosen = records[-1]["chosen_epoch"]
+    return [
+        ("Evaluated on", f"{clouds.name}, split {evaluation.split}, {len(evaluation.index)} clouds"),
+        ("Trained on", f"{made['data']}, split {made['split']}, {made['clouds']} clouds, without labels"),
+        ("Base", f"{made['base']} (sha256 {made['base_sha256'][:12]})"),
+        ("Text embeddings", run.vocabulary.tag or "no tag"),
+        ("Encoder", f"{run.architecture.point.name}, {run.architecture.point.points} points"),
+        ("Recipe, mode, seed", f"{run.config.recipe}, {run.config.mode}, {run.config.seed}"),
+        (
+            "Checkpoint",
+            f"{run.config.exported} of epoch {chosen + 1} of {len(records) - 1}, chosen without labels",
+        ),
+        ("crossmost", made["crossmost"]),
+    ]
+
+
+def warnings(run: Run, clouds: CloudDataset) -> list[str]:
+    """What the reader should know before the figures."""
+    found = []
+    stopped = read_records(run.folder)[-1].get("stopped")
+    if stopped:
+        found.append(f"The run stopped itself: {stopped}.")
+    if clouds.bad:
+        names = ", ".join(list(clouds.bad)[:3])
+        found.append(
+            f"{len(clouds.bad)} files could not be read and were skipped, the first of them {names}."
+        )
+    return found
+
+
+def examples(evaluation: Evaluation, clouds: CloudDataset) -> dict[str, list[Example]]:
+    """Clouds whose class changed: won and lost where there are labels, changed where there are none."""
+    before = evaluation.before["point"].argmax(axis=1)
+    after = evaluation.after["point"].argmax(axis=1)
+    labels = evaluation.labels
+    if labels is None:
+        groups = {"changed": before != after}
+    else:
+        groups = {
+            "won": (before != labels) & (after == labels),
+            "lost": (before == labels) & (after != labels),
+        }
+
+    def example(row: int) -> Example:
+        index = int(evaluation.index[row])
+        cloud = clouds.load(index)[:, :3]
+        return Example(
+            render_views(cloud, count=1, size=EXAMPLE_SIZE)[0],
+            evaluation.names[before[row]],
+            evaluation.names[after[row]],
+            None if labels is None else evaluation.names[labels[row]],
+            clouds.ids[index],
+        )
+
+    return {name: [example(row) for row in spread(np.flatnonzero(mask))] for name, mask in groups.items()}
+
+
+def spread(rows: NDArray[np.intp]) -> list[int]:
+    """At most as many rows as a contact sheet shows, evenly over all of them."""
+    count = min(MOST_EXAMPLES, len(rows))
+    return [int(rows[index * len(rows) // count]) for index in range(count)]

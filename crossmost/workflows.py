@@ -1,0 +1,311 @@
+"""What each command does, from its arguments to the files it leaves; `crossmost.cli` only parses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from crossmost.adaptation import run as runs
+from crossmost.adaptation.pretrain import PretrainConfig
+from crossmost.adaptation.pretrain import pretrain as align
+from crossmost.checkpoints.atomic import json_line, write_json_atomic
+from crossmost.checkpoints.base import Architecture, load_base, save_base
+from crossmost.checkpoints.run import BASE, Run, load_run
+from crossmost.config import TrainConfig
+from crossmost.data.dataset import CloudDataset, open_dataset
+from crossmost.data.views import contact_sheet, render_views
+from crossmost.errors import InputError
+from crossmost.evaluation.evaluate import Evaluation, evaluate_run
+from crossmost.evaluation.run_report import write_run_report
+from crossmost.models.image_tower import ImageCard
+from crossmost.models.point_bert import PointCard, list_point_cards, load_point_card
+from crossmost.progress import RunProgress
+from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
+
+TINY_IMAGE_TOWER = {"image_size": 56, "patch_size": 8, "width": 96, "layers": 4, "heads": 4}
+"""The image tower of a base that is made where no pre-trained one is at hand."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a dataset are read."""
+
+    up_axis: str = "z"
+    columns: str | None = None
+    color: str = "auto"
+
+    def open(self, path: Path, card: PointCard, split: str | None = None) -> CloudDataset:
+        """Open a dataset for an encoder."""
+        return open_dataset(
+            path,
+            split=split,
+            points=card.points,
+            least=card.least,
+            up_axis=self.up_axis,
+            columns=self.columns,
+            color=self.color,
+            channels=card.channels,
+        )
+
+
+@dataclass(frozen=True)
+class Words:
+    """Where the class names and their text embeddings come from."""
+
+    classes: str | None = None
+    vocabulary: Path | None = None
+    clip: str | None = None
+    clip_weights: str | None = None
+
+    def load(self, text_tag: str | None, captions: tuple[str, ...] | None = None) -> Vocabulary:
+        """Read a ready-made vocabulary, or embed the class names with a CLIP text tower.
+
+        Args:
+            text_tag: the text model the base was aligned with, used where no --clip is given.
+            captions: names to embed where neither --classes nor --vocabulary is given.
+
+        Raises:
+            InputError: no names, no text tower, or both ways at once.
+        """
+        if self.classes and self.vocabulary:
+            raise InputError("expected --classes or --vocabulary, found both")
+        if self.vocabulary:
+            return load_vocabulary(self.vocabulary)
+        from crossmost.models.text_tower import PROMPTS, embed_classes, read_class_names
+
+        if self.classes and self.classes.endswith(".npz"):
+            return load_vocabulary(Path(self.classes))
+        if self.classes is None and captions is None:
+            raise InputError("expected the class names: give --classes or --vocabulary")
+        names = read_class_names(self.classes) if self.classes else captions or ()
+        name, _, weights = (text_tag or "").partition("/")
+        clip, clip_weights = self.clip or name, self.clip_weights or weights or None
+        if not clip:
+            raise InputError("expected a text tower for the class names: give --clip and --clip-weights")
+        return embed_classes(names, clip=clip, weights=clip_weights, templates=PROMPTS)
+
+
+def start_training(
+    data: Path,
+    base: Path,
+    words: Words,
+    config: TrainConfig,
+    out: Path,
+    reading: Reading,
+    *,
+    split: str | None = None,
+    test: Path | None = None,
+    tensorboard: bool = False,
+) -> Evaluation:
+    """Adapt, evaluate, report."""
+    _, architecture = load_base(base)
+    clouds = training_clouds(reading, data, architecture.point, split)
+    vocabulary = words.load(architecture.text)
+    check_folder_names(clouds, vocabulary)
+    with run_progress(clouds, config, out, 0, tensorboard) as progress:
+        runs.train(clouds, base, vocabulary, config, out, on_batch=progress.batch, on_epoch=progress.epoch)
+    return _finish(load_run(out), clouds, reading, data, test)
+
+
+def resume_training(
+    data: Path,
+    out: Path,
+    reading: Reading,
+    *,
+    split: str | None = None,
+    test: Path | None = None,
+    tensorboard: bool = False,
+) -> Evaluation:
+    """Continue, evaluate, report."""
+    config = runs.check_resumable(out)
+    _, architecture = load_base(out / BASE)
+    clouds = training_clouds(reading, data, architecture.point, split)
+    with run_progress(clouds, config, out, runs.batches_done(out, clouds, config), tensorboard) as progress:
+        runs.resume(clouds, out, on_batch=progress.batch, on_epoch=progress.epoch)
+    return _finish(load_run(out), clouds, reading, data, test)
+
+
+def training_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
+    """Open the training data: where it has a train and a test split and none is asked for, the train split."""
+    clouds = reading.open(data, card, split)
+    if split is None and {"train", "test"} <= set(clouds.splits):
+        return reading.open(data, card, "train")
+    return clouds
+
+
+def check_folder_names(clouds: CloudDataset, vocabulary: Vocabulary) -> None:
+    """Class folders that are no classes are likely a mistake: find out before the training, not after it.
+
+    Raises:
+        InputError: names the folder and the nearest class.
+    """
+    if clouds.labels is not None:
+        clouds.label_indices(vocabulary.names)
+
+
+def run_progress(
+    clouds: CloudDataset, config: TrainConfig, out: Path, done: int, tensorboard: bool
+) -> RunProgress:
+    """The display of a run."""
+    batches = max(1, len(clouds) // config.batch_size) * config.epochs
+    return RunProgress(batches, done, out / "tensorboard" if tensorboard else None)
+
+
+def _finish(run: Run, clouds: CloudDataset, reading: Reading, data: Path, test: Path | None) -> Evaluation:
+    """Evaluate a finished run on the test data and write its report."""
+    card = run.architecture.point
+    shown = clouds
+    if test is not None:
+        shown = reading.open(test, card)
+    elif clouds.split == "train" and "test" in clouds.splits:
+        shown = reading.open(data, card, "test")
+    evaluation = evaluate_run(run, shown, device=run.config.device, workers=run.config.workers)
+    report = write_run_report(run, evaluation, shown, clouds)
+    typer.echo("\n".join(summary_lines(evaluation)), err=True)
+    if clouds.bad:
+        typer.echo(
+            f"skipped {len(clouds.bad)} files that could not be read: {', '.join(clouds.bad)}", err=True
+        )
+    typer.echo(str(report))
+    return evaluation
+
+
+def summary_lines(evaluation: Evaluation) -> list[str]:
+    """The headline table for the screen."""
+    n = len(evaluation.index)
+    if evaluation.labels is None:
+        changed = float((evaluation.before["point"].argmax(1) != evaluation.after["point"].argmax(1)).mean())
+        return [f"{n} clouds without labels: the point branch changed its mind about {changed:.1%} of them"]
+    found = evaluation.to_dict()
+    lines = [f"top-1 on {n} clouds ({evaluation.split})    zero-shot   adapted"]
+    for branch, before in found["zero_shot"].items():
+        after = found["adapted"][branch]
+        lines.append(f"  {branch:<27} {before:9.1%} {after:9.1%}   {100 * (after - before):+.1f} points")
+    return lines
+
+
+def evaluate(
+    folder: Path,
+    data: Path,
+    reading: Reading,
+    *,
+    split: str | None,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Compare zero-shot and adapted on a dataset; every figure goes into the run's folder too."""
+    run = load_run(folder)
+    clouds = reading.open(data, run.architecture.point, split)
+    evaluation = evaluate_run(run, clouds, device=device, workers=workers)
+    found = evaluation.to_dict()
+    write_json_atomic(folder / "evaluation.json", found)
+    report = write_run_report(run, evaluation, clouds, None)
+    if as_json:
+        typer.echo(json_line(found))
+    else:
+        typer.echo("\n".join([*summary_lines(evaluation), str(report)]))
+
+
+def make_base(
+    data: Path,
+    out: Path,
+    words: Words,
+    reading: Reading,
+    config: PretrainConfig,
+    *,
+    card: str,
+    image: str,
+    captions: Path | None,
+    split: str | None,
+) -> None:
+    """Pre-train a base and write it."""
+    if card == "list":
+        typer.echo("\n".join(list_point_cards()))
+        return
+    point_card = load_point_card(card)
+    clouds = reading.open(data, point_card, split)
+    clouds.probe()
+    texts_of = caption_of_each(clouds, captions)
+    vocabulary = words.load(None, tuple(dict.fromkeys(texts_of)))
+    rows = caption_rows(texts_of, vocabulary)
+    image_card = (
+        ImageCard(**TINY_IMAGE_TOWER, output_dim=vocabulary.dim)
+        if image == "tiny"
+        else ImageCard(clip=image, weights=words.clip_weights)
+    )
+
+    def report(record: dict[str, Any]) -> None:
+        terms = "  ".join(f"{name} {value:.3f}" for name, value in record.items() if isinstance(value, float))
+        typer.echo(f"epoch {record['epoch'] + 1}/{record['epochs']}  {terms}", err=True)
+
+    model = align(clouds.unlabelled(), rows, vocabulary.embeddings, point_card, image_card, config, report)
+    kept = replace(image_card, weights=None) if image_card.clip else image_card
+    notes = {"data": clouds.name, "clouds": str(len(clouds)), "pretraining": config.model_dump_json()}
+    save_base(out, model, Architecture(point_card, kept, vocabulary.dim, vocabulary.tag), notes)
+    typer.echo(str(out))
+
+
+def caption_of_each(clouds: CloudDataset, captions: Path | None) -> list[str]:
+    """The caption of each cloud: from the file, or its class.
+
+    Raises:
+        InputError: neither, or a cloud without a caption.
+    """
+    if captions is None:
+        if clouds.labels is None or clouds.class_names is None:
+            raise InputError(
+                f"{clouds.name}: expected class folders or labels as captions, found none: give --captions"
+            )
+        return [clouds.class_names[label] for label in clouds.labels]
+    try:
+        by_id = json.loads(captions.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{captions}: expected a JSON object of cloud id to caption: {error}") from error
+    if not isinstance(by_id, dict):
+        raise InputError(
+            f"{captions}: expected a JSON object of cloud id to caption, found {type(by_id).__name__}"
+        )
+    missing = [name for name in clouds.ids if not isinstance(by_id.get(name), str)]
+    if missing:
+        raise InputError(f"{captions}: no caption for {missing[0]} ({len(missing)} such)")
+    return [by_id[name] for name in clouds.ids]
+
+
+def caption_rows(texts: list[str], vocabulary: Vocabulary) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The row of each caption in the vocabulary.
+
+    Raises:
+        InputError: the vocabulary lacks one.
+    """
+    rows = {name: row for row, name in enumerate(vocabulary.names)}
+    unknown = sorted(set(texts) - rows.keys())
+    if unknown:
+        raise InputError(f"the vocabulary has no embedding of '{unknown[0]}' ({len(unknown)} such captions)")
+    return np.array([rows[text] for text in texts], dtype=np.int64)
+
+
+def render(
+    path: Path, out: Path, reading: Reading, *, views: int, clouds: int, size: int, split: str | None
+) -> None:
+    """Draw views of some clouds as a contact sheet."""
+    dataset = open_dataset(
+        path, split=split, points=4096, least=1, up_axis=reading.up_axis, columns=reading.columns
+    )
+    pictures, captions = [], []
+    for index in dataset.spread(clouds):
+        cloud = dataset.try_load(int(index))
+        if cloud is None:
+            continue
+        pictures += list(render_views(cloud, count=views, size=size))
+        captions += [dataset.ids[int(index)]] + [""] * (views - 1)
+    if not pictures:
+        raise InputError(f"{path}: none of the clouds can be read: {next(iter(dataset.bad.values()))}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(np.stack(pictures), captions, columns=views * max(1, 8 // views)).save(out)
+    typer.echo(str(out))

@@ -1,0 +1,140 @@
+"""What is read off unlabelled predictions: temperatures, agreement, churn, mutual information."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from crossmost.adaptation.diagnosis import (
+    Diagnosis,
+    agreement_rate,
+    calibrate,
+    churn,
+    diagnose,
+    fit_temperature,
+    image_logits,
+    mutual_information,
+    point_logits,
+)
+from crossmost.data.samples import PlainBatch, PointBatch
+from crossmost.models.student import Student
+
+FEW = settings(max_examples=25, deadline=None)
+
+CPU = torch.device("cpu")
+
+
+def two_branches(seed: int, count: int = 400, classes: int = 5) -> Diagnosis:
+    draw = torch.Generator().manual_seed(seed)
+    shared = 2 * torch.randn(count, classes, generator=draw)
+    point, image = (shared + torch.randn(count, classes, generator=draw) for _ in range(2))
+    return Diagnosis(torch.arange(count), point, image)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 10.0])
+def test_the_temperature_behind_a_target_is_found(temperature: float) -> None:
+    logits = 5 * torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+    found = fit_temperature(logits, (logits / temperature).softmax(dim=1))
+    assert found == pytest.approx(temperature, rel=0.08)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_branch_five_times_as_loud_gets_five_times_the_temperature(seed: int) -> None:
+    plain = two_branches(seed)
+    point, image = calibrate(plain)
+    assert calibrate(plain._replace(point=5 * plain.point)) == pytest.approx((5 * point, image), rel=0.13)
+    assert calibrate(plain._replace(image=5 * plain.image)) == pytest.approx((point, 5 * image), rel=0.13)
+
+
+def test_the_branch_that_is_sure_and_wrong_is_softened_more() -> None:
+    draw = torch.Generator().manual_seed(0)
+    truth = torch.randint(5, (600,), generator=draw)
+    point = 8 * torch.nn.functional.one_hot(truth, 5).float()
+    wrong = torch.rand(600, generator=draw) < 0.4
+    guess = torch.where(wrong, torch.randint(5, (600,), generator=draw), truth)
+    sure_and_wrong = 40 * torch.nn.functional.one_hot(guess, 5).float()
+    of_point, of_image = calibrate(Diagnosis(torch.arange(600), point, sure_and_wrong))
+    assert of_image > 2 * of_point
+
+
+def test_agreement_and_churn_are_shares() -> None:
+    point, image = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
+    assert agreement_rate(Diagnosis(torch.arange(4), point, image)) == 0.5
+    assert churn(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 0])) == 0.25
+    assert churn(torch.arange(5), torch.arange(5)) == 0.0
+
+
+def slow_mutual_information(rows: Tensor) -> float:
+    table = rows.double().tolist()
+    count, classes = len(table), len(table[0])
+    mean = [sum(row[c] for row in table) / count for c in range(classes)]
+
+    def entropy(shares: list[float]) -> float:
+        return -sum(share * math.log(share) for share in shares if share > 0)
+
+    return (entropy(mean) - sum(entropy(row) for row in table) / count) / math.log(classes)
+
+
+@given(seed=st.integers(0, 1000), sharpness=st.floats(0, 30))
+@FEW
+def test_mutual_information(seed: int, sharpness: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    probabilities = (sharpness * torch.randn(20, 4, generator=draw)).softmax(dim=1)
+    found = mutual_information(probabilities)
+    assert found == pytest.approx(slow_mutual_information(probabilities), abs=1e-6)
+    assert -1e-6 <= found <= 1 + 1e-6
+
+
+def test_mutual_information_wants_sure_predictions_of_every_class() -> None:
+    assert mutual_information(torch.eye(4)) == pytest.approx(1, abs=1e-6)
+    assert mutual_information(torch.full((4, 4), 0.25)) == pytest.approx(0, abs=1e-6)
+    assert mutual_information(torch.eye(4)[[2, 2, 2]]) == pytest.approx(0, abs=1e-6)
+
+
+def a_batch(count: int, views: int, seed: int) -> PlainBatch:
+    draw = torch.Generator().manual_seed(seed)
+    points = PointBatch(
+        torch.randn(count, 40, 3, generator=draw), torch.randint(20, 41, (count,), generator=draw)
+    )
+    pixels = torch.randn(count, views, 3, 28, 28, generator=draw)
+    return PlainBatch(torch.arange(count) + 100 * seed, points, pixels)
+
+
+def test_the_logits_of_the_views_are_averaged_not_their_embeddings(
+    make_student: Callable[..., Student],
+) -> None:
+    student = make_student().eval()
+    views = a_batch(2, 3, 0).views
+    with torch.no_grad():
+        each = [student.classify(student.embed_image(student.image_features(views[:, v]))) for v in range(3)]
+        found = image_logits(student, views)
+    torch.testing.assert_close(found, (each[0] + each[1] + each[2]) / 3, rtol=1e-4, atol=1e-4)
+
+
+def test_diagnose_sees_every_usable_batch_in_order_and_takes_no_gradient(
+    make_student: Callable[..., Student],
+) -> None:
+    student = make_student().eval()
+    first, second = a_batch(3, 2, 1), a_batch(2, 2, 2)
+    found = diagnose(student, [first, None, second], CPU)
+    assert found.index.tolist() == [100, 101, 102, 200, 201]
+    assert found.point.shape == found.image.shape == (5, 5)
+    assert not found.point.requires_grad
+    assert not found.image.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(found.point[3:], point_logits(student, second.points))
+
+
+def test_a_clouds_logits_do_not_depend_on_its_neighbours_in_the_batch(
+    make_student: Callable[..., Student],
+) -> None:
+    student, batch = make_student().eval(), a_batch(4, 1, 3)
+    with torch.no_grad():
+        together = point_logits(student, batch.points)
+        for row, size in enumerate(batch.points.sizes.tolist()):
+            alone = PointBatch(batch.points.points[row : row + 1, :size], torch.tensor([size]))
+            torch.testing.assert_close(point_logits(student, alone)[0], together[row], rtol=1e-4, atol=1e-3)

@@ -1,0 +1,54 @@
+"""Choosing a checkpoint and noticing collapse from predictions alone."""
+
+import inspect
+
+import pytest
+import torch
+
+from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, mutual_information
+from crossmost.adaptation.selection import collapsed, effective_classes, histogram, score
+
+
+def test_histogram_counts_every_class_even_the_unused() -> None:
+    counts = histogram(torch.tensor([3, 1, 3, 3]), 5)
+    assert counts.tolist() == [0, 1, 0, 3, 0]
+    assert counts.dtype == torch.int64
+    assert histogram(torch.zeros(0, dtype=torch.int64), 2).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 42])
+def test_effective_classes_of_an_even_use_is_their_number(classes: int) -> None:
+    assert effective_classes(torch.full((classes,), 7)) == pytest.approx(classes)
+
+
+def test_effective_classes_ignores_unused_classes_and_discounts_rare_ones() -> None:
+    assert effective_classes(torch.tensor([5, 0, 0, 0])) == pytest.approx(1)
+    assert effective_classes(torch.tensor([5, 5, 0, 0])) == pytest.approx(2)
+    assert 1 < effective_classes(torch.tensor([99, 1])) < 1.1
+
+
+def test_collapse_is_measured_against_what_zero_shot_used() -> None:
+    even = torch.full((10,), 20)
+    assert collapsed(torch.tensor([200] + [0] * 9), even)
+    assert not collapsed(even, even)
+    assert not collapsed(torch.tensor([50] * 4 + [0] * 6), torch.tensor([50] * 5 + [0] * 5))
+    one_class = torch.tensor([200] + [0] * 9)
+    assert not collapsed(one_class, one_class)  # a set of one class is no collapse
+
+
+def test_the_score_rises_with_agreement_and_with_information() -> None:
+    sure, index = 20 * torch.eye(6), torch.arange(6)
+    apart = sure.roll(1, dims=0)
+    good = score(Diagnosis(index, sure, sure), sure.softmax(1))
+    assert good == pytest.approx(2, abs=1e-3)
+    assert score(Diagnosis(index, sure, apart), sure.softmax(1)) < good
+    flat, one = torch.zeros(6, 6), sure[[0] * 6]
+    assert score(Diagnosis(index, sure, sure), flat.softmax(1)) < good
+    assert score(Diagnosis(index, one, one), one.softmax(1)) < good  # collapsed, however much it agrees
+    half = Diagnosis(index, sure, torch.cat([sure[:3], apart[3:]]))
+    expected = agreement_rate(half) + mutual_information(sure.softmax(1))
+    assert score(half, sure.softmax(1)) == pytest.approx(expected)
+
+
+def test_the_score_takes_predictions_and_nothing_else() -> None:
+    assert list(inspect.signature(score).parameters) == ["diagnosis", "probabilities"]

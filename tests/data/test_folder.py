@@ -1,0 +1,130 @@
+"""What a folder's names tell: clouds, ids, classes and splits, without a file being opened."""
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from crossmost.data.dataset import CloudDataset, open_dataset
+from crossmost.errors import InputError
+
+
+def put(root: Path, *names: str) -> None:
+    """Save a small cloud under each name."""
+    for seed, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(root / name, np.random.default_rng(seed).normal(size=(100, 3)))
+
+
+def classes_of(dataset: CloudDataset) -> list[str]:
+    assert dataset.labels is not None
+    assert dataset.class_names is not None
+    return [dataset.class_names[label] for label in dataset.labels]
+
+
+def test_class_folders_are_labels_and_ids_are_paths_without_suffix(tmp_path: Path) -> None:
+    put(tmp_path, "mug/b.npy", "mug/deep/er/a.npy", "bowl/a.npy")
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ("bowl/a", "mug/b", "mug/deep/er/a")
+    assert dataset.class_names == ("bowl", "mug")
+    assert classes_of(dataset) == ["bowl", "mug", "mug"]
+    assert dataset.labels is not None
+    assert dataset.labels.dtype == np.int64
+    assert (dataset.name, dataset.split, len(dataset)) == (tmp_path.name, "all", 3)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/mug/a.npy", "train/bowl/b.npy", "test/mug/c.npy"),  # <split>/<class>
+        ("mug/train/a.npy", "bowl/train/b.npy", "mug/test/c.npy"),  # ModelNet's <class>/<split>
+        ("Train/mug/a.npy", "Train/bowl/b.npy", "TEST/mug/c.npy"),
+    ],
+)
+def test_split_folders_above_or_below_the_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    put(tmp_path, *names)
+    assert sorted(classes_of(open_dataset(tmp_path))) == ["bowl", "mug", "mug"]
+    train, test = open_dataset(tmp_path, split="train"), open_dataset(tmp_path, split="test")
+    assert sorted(classes_of(train)) == ["bowl", "mug"]
+    assert classes_of(test) == ["mug"]
+    assert train.class_names == test.class_names == ("bowl", "mug"), "labels of the splits mean the same"
+    assert test.split == "test"
+    with pytest.raises(InputError, match="'val', found test, train"):
+        open_dataset(tmp_path, split="val")
+
+
+def test_an_unlabelled_train_split_beside_a_labelled_test_split(tmp_path: Path) -> None:
+    put(tmp_path, "train/a.npy", "train/b.npy", "test/mug/c.npy")
+    assert open_dataset(tmp_path, split="train").labels is None
+    assert classes_of(open_dataset(tmp_path, split="test")) == ["mug"]
+    assert open_dataset(tmp_path).labels is None
+
+
+def test_a_class_of_toy_trains_is_a_class(tmp_path: Path) -> None:
+    put(tmp_path, "train/a.npy", "bus/a.npy")
+    assert classes_of(open_dataset(tmp_path)) == ["bus", "train"]
+    with pytest.raises(InputError, match="without splits"):
+        open_dataset(tmp_path, split="train")
+
+
+def test_files_outside_the_class_folders_leave_a_data_set_without_labels(tmp_path: Path) -> None:
+    put(tmp_path, "mug/a.npy", "stray.npy")
+    dataset = open_dataset(tmp_path)
+    assert dataset.labels is None
+    assert dataset.class_names is None
+    assert len(dataset) == 2
+
+
+def test_files_that_are_no_clouds_hidden_files_and_views_are_left_out(tmp_path: Path) -> None:
+    put(tmp_path, "a.npy", ".b.npy", ".hidden/c.npy", "views/a/d.npy", "deep/views/e.npy")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert open_dataset(tmp_path).ids == ("a", "deep/views/e")
+
+
+def test_two_files_of_one_stem_keep_their_suffixes(tmp_path: Path) -> None:
+    put(tmp_path, "a.npy", "b.npy")
+    trimesh.creation.box().export(tmp_path / "a.stl")
+    assert open_dataset(tmp_path).ids == ("a.npy", "a.stl", "b")
+
+
+def test_a_linked_folder_is_followed_and_a_loop_is_not(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", "x.npy")
+    put(tmp_path / "root", "a.npy")
+    (tmp_path / "root" / "mug").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root")
+    assert open_dataset(tmp_path / "root").ids == ("a", "mug/x")
+
+
+def test_a_folder_is_indexed_and_not_opened(tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / f"{number:05}.ply").touch()  # opening any of them would be an error
+    tracemalloc.start()
+    dataset = open_dataset(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(dataset) == 2000
+    assert peak / 2000 < 4000, "bytes a file: 100,000 files must stay far below 2 GB"
+    assert dataset.bad == {}
+    with pytest.raises(InputError, match="found 64 of 64 tried"):
+        dataset.probe(64)
+
+
+def test_a_folder_without_clouds_and_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InputError, match=r"expected clouds or meshes \(.*\.ply.*\), found none"):
+        open_dataset(tmp_path)
+    with pytest.raises(InputError, match=r"expected one of .*found \.txt"):
+        open_dataset(tmp_path / "notes.txt")
+
+
+def test_a_folder_of_real_meshes_opens(shared_data: Path) -> None:
+    dataset = open_dataset(shared_data / "raw", up_axis="y", channels=6)
+    assert len(dataset) == 15
+    dataset.probe()
+    assert dataset.bad == {}
+    chair = dataset.load(dataset.ids.index("chairDesk"))
+    assert chair.shape == (1024, 6)
+    # A desk chair: the back makes it tall, and its foot leaves less of it below than the seat above.
+    assert np.ptp(chair[:, 2]) > np.ptp(chair[:, 0])

@@ -1,0 +1,51 @@
+"""Rotations are rotations: an object keeps its handedness whatever axis points up."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossmost.data.orientation import UP_AXES, rotate_to_z_up, rotation_to_z_up
+from crossmost.errors import InputError
+
+
+def direction(axis: str) -> np.ndarray:
+    unit = np.zeros(3)
+    unit["xyz".index(axis[-1])] = -1.0 if axis.startswith("-") else 1.0
+    return unit
+
+
+@pytest.mark.parametrize("axis", UP_AXES)
+def test_takes_the_named_axis_to_z_by_a_proper_rotation(axis: str) -> None:
+    rotation = rotation_to_z_up(axis)
+    assert rotation.dtype == np.float64
+    np.testing.assert_array_equal(rotation @ direction(axis), [0, 0, 1])
+    np.testing.assert_array_equal(rotation @ rotation.T, np.eye(3))
+    assert np.linalg.det(rotation) == pytest.approx(1.0)
+
+
+def test_z_is_left_alone_and_y_turns_90_degrees_about_x() -> None:
+    np.testing.assert_array_equal(rotation_to_z_up("z"), np.eye(3))
+    np.testing.assert_array_equal(rotation_to_z_up("y") @ [1.0, 2.0, 3.0], [1.0, -3.0, 2.0])
+
+
+@given(st.sampled_from(UP_AXES), st.integers(0, 2**32 - 1))
+def test_a_rotated_cloud_keeps_distances_and_handedness(axis: str, seed: int) -> None:
+    points = np.random.default_rng(seed).normal(size=(4, 3))
+    turned = rotate_to_z_up(points, axis)
+    np.testing.assert_array_equal(turned, points @ rotation_to_z_up(axis).T)
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(points, axis=1))
+    # The signed volume of a tetrahedron changes sign under a swap of two axes.
+    volume = [np.linalg.det(four[1:] - four[0]) for four in (points, turned)]
+    assert volume[1] == pytest.approx(volume[0])
+
+
+def test_an_invalid_coordinate_does_not_spread_to_the_others() -> None:
+    turned = rotate_to_z_up(np.array([[np.nan, 1.0, 2.0], [np.inf, 1.0, 2.0]]), "y")
+    np.testing.assert_array_equal(turned[:, 1:], [[-2.0, 1.0], [-2.0, 1.0]])
+
+
+@pytest.mark.parametrize("axis", ["Z", "up", "", "+y", "yz"])
+def test_another_axis_is_an_input_error_that_lists_the_six(axis: str) -> None:
+    with pytest.raises(InputError, match="x, y, z, -x, -y, -z"):
+        rotation_to_z_up(axis)

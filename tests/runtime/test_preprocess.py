@@ -1,0 +1,265 @@
+"""From any sensor's cloud to the unit sphere: every shape, scale and dtype, never a NaN, never a changed input."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from crossmost.runtime.preprocess import (
+    InvalidCloud,
+    check_cloud,
+    drop_invalid,
+    fill,
+    morton_codes,
+    normalize,
+    prepare,
+    thin,
+)
+
+FEW = settings(max_examples=50, deadline=None)
+
+
+def cloud(seed: int, count: int = 50, channels: int = 3) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).normal(size=(count, channels))
+
+
+def slow_normalize(xyz: NDArray[np.float64]) -> NDArray[np.float64]:
+    centroid = [sum(float(row[axis]) for row in xyz) / len(xyz) for axis in range(3)]
+    moved = [[float(value) - middle for value, middle in zip(row, centroid, strict=True)] for row in xyz]
+    radius = max(sum(value * value for value in row) ** 0.5 for row in moved)
+    return np.array([[value / radius for value in row] for row in moved])
+
+
+def as_set(points: NDArray[np.float32]) -> list[tuple[float, ...]]:
+    return sorted(tuple(row) for row in points.tolist())
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(2, 60))
+@FEW
+def test_normalize_centres_and_scales(seed: int, count: int) -> None:
+    xyz = 3 * cloud(seed, count) + 5
+    found = normalize(xyz)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, slow_normalize(xyz), atol=1e-6)
+    assert np.sqrt((found.astype(np.float64) ** 2).sum(axis=1)).max() == pytest.approx(1, abs=1e-6)
+
+
+@given(seed=st.integers(0, 10_000), exponent=st.integers(-140, 140))
+@FEW
+def test_the_unit_of_length_does_not_matter(seed: int, exponent: int) -> None:
+    xyz = cloud(seed)
+    np.testing.assert_allclose(normalize(xyz * 10.0**exponent), normalize(xyz), atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_squares_beyond_the_range_of_float64_do_no_harm(scale: float) -> None:
+    np.testing.assert_allclose(normalize(cloud(0) * scale), normalize(cloud(0)), atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [1e6, -1e6, 5e6])
+def test_georeferenced_coordinates_keep_their_digits(offset: float) -> None:
+    np.testing.assert_allclose(normalize(cloud(0) + offset), normalize(cloud(0)), atol=1e-6)
+
+
+@given(seed=st.integers(0, 10_000), shift=st.tuples(*[st.floats(-1e4, 1e4)] * 3))
+@FEW
+def test_where_the_cloud_is_does_not_matter(seed: int, shift: tuple[float, float, float]) -> None:
+    np.testing.assert_allclose(normalize(cloud(seed) + np.array(shift)), normalize(cloud(seed)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float16, np.float32, np.int8, np.int16, np.int64, np.uint8, np.uint64, bool]
+)
+def test_any_real_dtype(dtype: type) -> None:
+    numbers = np.random.default_rng(0).integers(0, 2 if dtype is bool else 100, (40, 3)).astype(dtype)
+    np.testing.assert_array_equal(normalize(numbers), normalize(numbers.astype(np.float64)))
+    assert np.isfinite(prepare(numbers, most=20)).all()
+
+
+def test_one_point_becomes_the_origin() -> None:
+    assert normalize(np.array([[123.4, -5.6, 1e6]])).tolist() == [[0, 0, 0]]
+
+
+@given(
+    count=st.integers(1, 400),
+    point=st.tuples(*[st.floats(-1e7, 1e7, allow_subnormal=False)] * 3),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+@FEW
+def test_equal_points_become_zeros(count: int, point: tuple[float, ...], dtype: type) -> None:
+    found = normalize(np.tile(np.array(point, dtype=dtype), (count, 1)))
+    assert not found.any()
+
+
+def test_equal_points_become_zeros_whatever_their_mean_rounds_to() -> None:
+    """The mean of a thousand times 0.1 is not 0.1."""
+    assert not normalize(np.full((1000, 3), 0.1)).any()
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 60), most=st.integers(1, 70))
+@FEW
+def test_thin_keeps_that_many_points_of_the_cloud_in_any_order(seed: int, count: int, most: int) -> None:
+    points = normalize(cloud(seed, count))
+    kept = thin(points, most)
+    assert len(kept) == min(count, most)
+    assert set(as_set(kept)) <= set(as_set(points))
+    assert len(set(as_set(kept))) == len(kept)
+    shuffled = points[np.random.default_rng(seed + 1).permutation(count)]
+    assert as_set(thin(shuffled, most)) == as_set(kept)
+    if most < count:
+        np.testing.assert_array_equal(thin(shuffled, most), kept)
+
+
+@given(seed=st.integers(0, 10_000))
+@FEW
+def test_thin_is_independent_of_the_order_among_points_of_one_cell(seed: int) -> None:
+    points = (cloud(seed, 40) * 1e-4).astype(np.float32)
+    shuffled = points[np.random.default_rng(seed + 1).permutation(40)]
+    np.testing.assert_array_equal(thin(points, 15), thin(shuffled, 15))
+
+
+def test_thin_is_independent_of_the_order_among_points_that_differ_in_colour_only() -> None:
+    rng = np.random.default_rng(0)
+    points = np.concatenate([np.repeat(rng.random((10, 3)), 4, axis=0), rng.random((40, 3))], axis=1)
+    points = points.astype(np.float32)
+    np.testing.assert_array_equal(thin(points, 15), thin(points[::-1].copy(), 15))
+
+
+def test_thin_covers_the_cloud_and_keeps_dense_parts_denser() -> None:
+    rng = np.random.default_rng(0)
+    sphere = rng.normal(size=(3000, 3))
+    sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+    dense = 0.05 * rng.normal(size=(1000, 3))
+    points = np.concatenate([sphere, dense]).astype(np.float32)
+    kept = thin(points, 400)
+    gaps = np.sqrt(((sphere[:, None] - kept[None]) ** 2).sum(-1)).min(axis=1)
+    assert gaps.max() < 0.5
+    assert np.linalg.norm(kept, axis=1).tolist().count(0) == 0
+    assert (np.linalg.norm(kept, axis=1) < 0.5).mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_neighbours_on_the_curve_are_neighbours_in_space() -> None:
+    points = normalize(cloud(0, 2000))
+    walked = points[np.argsort(morton_codes(points))]
+    steps = np.linalg.norm(np.diff(walked, axis=0), axis=1)
+    jumps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    assert steps.mean() < 0.4 * jumps.mean()
+    assert (morton_codes(np.array([[-1, -1, -1], [1, 1, 1]], dtype=np.float32)) == [0, (1 << 30) - 1]).all()
+
+
+@pytest.mark.parametrize(("have", "want"), [(1, 5), (3, 8), (4, 4), (9, 4)])
+def test_fill_repeats_points_in_turn(have: int, want: int) -> None:
+    points = normalize(cloud(0, 9))[:have]
+    filled = fill(points, want)
+    assert len(filled) == max(have, want)
+    for row, point in enumerate(filled):
+        np.testing.assert_array_equal(point, points[row % have])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_points_with_a_bad_coordinate_are_dropped_and_counted(bad: float, axis: int) -> None:
+    points = cloud(0)
+    points[[3, 17], axis] = bad
+    usable, dropped = drop_invalid(points)
+    assert dropped == 2
+    np.testing.assert_array_equal(usable, np.delete(points, [3, 17], axis=0))
+    np.testing.assert_array_equal(prepare(points, most=100), prepare(usable, most=100))
+
+
+def test_a_clean_cloud_loses_nothing() -> None:
+    points = cloud(0)
+    usable, dropped = drop_invalid(points)
+    assert dropped == 0
+    np.testing.assert_array_equal(usable, points)
+    assert drop_invalid(np.ones((3, 3), dtype=np.int64))[1] == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_cloud_without_a_usable_point_is_refused(bad: float) -> None:
+    with pytest.raises(InvalidCloud, match="all 4"):
+        drop_invalid(np.full((4, 3), bad))
+    with pytest.raises(InvalidCloud, match="NaN"):
+        prepare(np.full((4, 3), bad), most=10)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (np.zeros((100, 2)), r"\(N, 3\), found \(100, 2\)"),
+        (np.zeros(3), r"found \(3,\)"),
+        (np.zeros((2, 5, 3)), r"found \(2, 5, 3\)"),
+        ([], r"found \(0,\)"),
+        (np.zeros((0, 3)), "empty"),
+        (np.array([["1", "2", "3"]]), "real numbers"),
+        (np.zeros((4, 3), dtype=complex), "real numbers"),
+        (np.zeros((4, 3), dtype=object), "real numbers"),
+        (None, "found"),
+        (7.0, "found"),
+    ],
+)
+def test_what_is_no_cloud_is_refused_in_one_line(points: object, message: str) -> None:
+    for use in (check_cloud, lambda cloud: prepare(cloud, most=10)):
+        with pytest.raises(InvalidCloud, match=message) as caught:
+            use(points)
+        assert "\n" not in str(caught.value)
+    assert issubclass(InvalidCloud, ValueError)
+
+
+@pytest.mark.parametrize("count", [2, 100, 1024])
+def test_a_transposed_cloud_is_no_cloud_of_three_points(count: int) -> None:
+    with pytest.raises(InvalidCloud, match=rf"\(N, 3\), found \(3, {count}\); transpose"):
+        check_cloud(np.zeros((3, count)))
+
+
+def test_lists_are_clouds() -> None:
+    assert check_cloud([[0, 0, 1], [1, 2, 3]]).shape == (2, 3)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 80),
+    most=st.integers(1, 60),
+    least=st.integers(1, 60),
+    channels=st.sampled_from([3, 6]),
+)
+@FEW
+def test_prepare_promises_a_number_of_points_in_the_unit_sphere(
+    seed: int, count: int, most: int, least: int, channels: int
+) -> None:
+    points = cloud(seed, count, channels)
+    found = prepare(points, most=most, least=least)
+    assert found.dtype == np.float32
+    assert found.shape[1] == channels
+    assert least <= len(found) <= max(most, least)
+    assert len(found) == max(min(count, most), least)
+    assert np.isfinite(found).all()
+    assert np.linalg.norm(found[:, :3].astype(np.float64), axis=1).max() <= 1 + 1e-6
+
+
+def test_colours_stay_with_their_points() -> None:
+    points = cloud(0, 200, 6)
+    places = {
+        tuple(row): color for row, color in zip(normalize(points[:, :3]).tolist(), points[:, 3:], strict=True)
+    }
+    for row in prepare(points, most=50):
+        np.testing.assert_allclose(row[3:], places[tuple(row[:3].tolist())], rtol=1e-6)
+
+
+def test_normalisation_comes_before_thinning() -> None:
+    """Centroid and radius are those of the whole cloud, however many of its points are kept."""
+    points = cloud(0, 500)
+    assert set(as_set(prepare(points, most=50))) <= set(as_set(normalize(points)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize(("most", "least"), [(10, 1), (100, 1), (100, 90)])
+def test_the_input_is_left_as_it_is(dtype: type, most: int, least: int) -> None:
+    points = (100 * cloud(0)).astype(dtype)
+    before = points.copy()
+    points.flags.writeable = False
+    found = prepare(points, most=most, least=least)
+    np.testing.assert_array_equal(points, before)
+    assert not np.shares_memory(found, points)
+    found += 1  # the answer is the caller's to change

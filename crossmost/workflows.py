@@ -15,7 +15,7 @@ from crossmost.adaptation.pretrain import PretrainConfig
 from crossmost.adaptation.pretrain import pretrain as align
 from crossmost.checkpoints.atomic import json_line, write_json_atomic
 from crossmost.checkpoints.base import Architecture, load_base, save_base
-from crossmost.checkpoints.run import BASE, Run, load_run
+from crossmost.checkpoints.run import BASE, EVALUATION, Run, load_run
 from crossmost.config import TrainConfig
 from crossmost.data.dataset import CloudDataset, open_dataset
 from crossmost.data.views import contact_sheet, render_views
@@ -26,9 +26,6 @@ from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_bert import PointCard, list_point_cards, load_point_card
 from crossmost.progress import RunProgress
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
-
-TINY_IMAGE_TOWER = {"image_size": 56, "patch_size": 8, "width": 96, "layers": 4, "heads": 4}
-"""The image tower of a base that is made where no pre-trained one is at hand."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +162,7 @@ def _finish(run: Run, clouds: CloudDataset, reading: Reading, data: Path, test: 
     elif clouds.split == "train" and "test" in clouds.splits:
         shown = reading.open(data, card, "test")
     evaluation = evaluate_run(run, shown, device=run.config.device, workers=run.config.workers)
+    write_json_atomic(run.folder / EVALUATION, evaluation.to_dict())
     report = write_run_report(run, evaluation, shown, clouds)
     typer.echo("\n".join(summary_lines(evaluation)), err=True)
     if clouds.bad:
@@ -204,7 +202,7 @@ def evaluate(
     clouds = reading.open(data, run.architecture.point, split)
     evaluation = evaluate_run(run, clouds, device=device, workers=workers)
     found = evaluation.to_dict()
-    write_json_atomic(folder / "evaluation.json", found)
+    write_json_atomic(folder / EVALUATION, found)
     report = write_run_report(run, evaluation, clouds, None)
     if as_json:
         typer.echo(json_line(found))
@@ -235,7 +233,7 @@ def make_base(
     vocabulary = words.load(None, tuple(dict.fromkeys(texts_of)))
     rows = caption_rows(texts_of, vocabulary)
     image_card = (
-        ImageCard(**TINY_IMAGE_TOWER, output_dim=vocabulary.dim)
+        tiny_image_tower(vocabulary.dim)
         if image == "tiny"
         else ImageCard(clip=image, weights=words.clip_weights)
     )
@@ -249,6 +247,11 @@ def make_base(
     notes = {"data": clouds.name, "clouds": str(len(clouds)), "pretraining": config.model_dump_json()}
     save_base(out, model, Architecture(point_card, kept, vocabulary.dim, vocabulary.tag), notes)
     typer.echo(str(out))
+
+
+def tiny_image_tower(dim: int) -> ImageCard:
+    """The image tower of a base that is made where no pre-trained one is at hand, for D-wide embeddings."""
+    return ImageCard(image_size=56, patch_size=8, width=96, layers=4, heads=4, output_dim=dim)
 
 
 def caption_of_each(clouds: CloudDataset, captions: Path | None) -> list[str]:

@@ -1,10 +1,23 @@
 """Fixtures every test package shares."""
 
+from __future__ import annotations
+
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from crossmost.checkpoints.base import Architecture
+    from crossmost.config import TrainConfig
+    from crossmost.data.dataset import CloudDataset
+    from crossmost.runtime.vocabulary import Vocabulary
+
+SHAPE_CLASSES = ("bottle", "chair", "monitor", "table")
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +32,142 @@ def shared_data() -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@contextlib.contextmanager
+def _full_disk(room: int) -> Iterator[None]:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture(scope="session")
+def full_disk() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Make every write beyond so many bytes of a file fail, as on a full disk, in the system itself."""
+    return _full_disk
+
+
+# What a whole run needs, in a size that trains in a second. torch is imported by the fixtures that need it: the
+# tests of the runtime do without.
+
+
+@pytest.fixture(scope="session")
+def write_shapes() -> Callable[..., Path]:
+    """Write procedural shapes of four classes, in turn, as an archive; arrays can be replaced or left out (None)."""
+    from crossmost.data.shapes import make_shape
+
+    def write(path: Path, count: int = 24, *, seed: int = 0, **arrays: Any) -> Path:
+        rng = np.random.default_rng(seed)
+        labels = np.arange(count) % len(SHAPE_CLASSES)
+        made = {
+            "points": np.stack([make_shape(SHAPE_CLASSES[label], rng, 96) for label in labels]),
+            "labels": labels,
+            "class_names": np.array(SHAPE_CLASSES),
+            "ids": np.array([f"shape{index}" for index in range(count)]),
+        }
+        np.savez(path, **{name: array for name, array in (made | arrays).items() if array is not None})
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_architecture() -> Architecture:
+    """Encoders of a few thousand parameters."""
+    from crossmost.checkpoints.base import Architecture
+    from crossmost.models.image_tower import ImageCard
+    from crossmost.models.point_bert import PointCard
+
+    point = PointCard(
+        name="test", points=64, groups=8, neighbors=4, channels=3, token_widths=(8, 8, 8, 8), width=16, depth=1,
+        heads=2, learning_rate=1e-2,
+    )  # fmt: skip
+    image = ImageCard(image_size=16, patch_size=8, width=16, layers=1, heads=2, output_dim=16)
+    return Architecture(point, image, 16, "random directions")
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary() -> Vocabulary:
+    """The four classes with directions of their own."""
+    from crossmost.runtime.vocabulary import Vocabulary
+
+    rows = np.random.default_rng(1).standard_normal((len(SHAPE_CLASSES), 16))
+    return Vocabulary.create(SHAPE_CLASSES, rows, logit_scale=100.0, tag="random directions")
+
+
+@pytest.fixture(scope="session")
+def open_shapes(tiny_architecture: Architecture) -> Callable[[Path], CloudDataset]:
+    """Open a dataset as the tiny encoders want it."""
+    from crossmost.data.dataset import open_dataset
+
+    card = tiny_architecture.point
+    return lambda path: open_dataset(path, points=card.points, least=card.least)
+
+
+@pytest.fixture(scope="session")
+def shapes_file(tmp_path_factory: pytest.TempPathFactory, write_shapes: Callable[..., Path]) -> Path:
+    """An archive of 24 labelled shapes."""
+    return write_shapes(tmp_path_factory.mktemp("shapes") / "shapes.npz")
+
+
+@pytest.fixture
+def shapes(open_shapes: Callable[[Path], CloudDataset], shapes_file: Path) -> CloudDataset:
+    """The 24 shapes, with labels."""
+    return open_shapes(shapes_file)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_shapes: Callable[..., Path],
+    open_shapes: Callable[[Path], CloudDataset],
+    tiny_architecture: Architecture,
+    tiny_vocabulary: Vocabulary,
+) -> Path:
+    """The file of a base that knows the four classes, from other shapes, well but not perfectly."""
+    from crossmost.adaptation.pretrain import PretrainConfig, pretrain
+    from crossmost.checkpoints.base import save_base
+
+    folder = tmp_path_factory.mktemp("base")
+    clouds = open_shapes(write_shapes(folder / "source.npz", 32, seed=9))
+    assert clouds.labels is not None
+    point, image, _, _ = tiny_architecture
+    config = PretrainConfig(epochs=40, batch_size=8, learning_rate=1e-2, device="cpu")
+    model = pretrain(
+        clouds.unlabelled(), clouds.labels, tiny_vocabulary.embeddings, point, image, config, lambda _: None
+    )
+    save_base(folder / "base.safetensors", model, tiny_architecture, {})
+    return folder / "base.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., TrainConfig]:
+    """Make the configuration of a short run on the CPU, some of its options changed."""
+    from crossmost.config import make_config
+
+    short = {"epochs": 2, "batch_size": 8, "views": 2, "warmup_epochs": 0.0, "device": "cpu"}
+    return lambda **options: make_config({**short, **options})
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_base: Path,
+    tiny_vocabulary: Vocabulary,
+    tiny_config: Callable[..., TrainConfig],
+    open_shapes: Callable[[Path], CloudDataset],
+    shapes_file: Path,
+) -> Path:
+    """The folder of a run of two epochs on the 24 shapes; to be left as it is."""
+    from crossmost.adaptation.run import train
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(
+        open_shapes(shapes_file), tiny_base, tiny_vocabulary, tiny_config(), folder,
+        on_batch=lambda _: None, on_epoch=lambda _: None,
+    )  # fmt: skip
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,7 +19,7 @@ def choose_device(name: str) -> torch.device:
         InputError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -38,3 +39,20 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "float16" and device.type == "cpu":
         raise InputError("precision float16 needs a GPU: use bfloat16 or float32 on the CPU")
     return torch.autocast(device.type, PRECISIONS[precision])
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what training frees, for the next step.
+
+    A step on the CPU allocates and frees the same tensors of some megabytes again and again. Given back to the
+    kernel each time, they come back as page faults, which can take as long as the arithmetic. Elsewhere than
+    on glibc this does nothing.
+    """
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(mmap_threshold, 32 << 20)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 << 20)

@@ -22,7 +22,7 @@ TEMPERATURES = (0.25, 16.0)
 class Diagnosis(NamedTuple):
     """Logits of both branches on the same n clouds."""
 
-    index: Tensor  # (n,) int64, into the dataset
+    indices: Tensor  # (n,) int64, into the dataset
     point: Tensor  # (n, C) float32
     image: Tensor  # (n, C) float32, mean over the views
 
@@ -48,12 +48,12 @@ def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch
             continue
         on_device = batch.to(device)
         found.append(
-            (batch.index, point_logits(model, on_device.points), image_logits(model, on_device.views))
+            (batch.indices, point_logits(model, on_device.points), image_logits(model, on_device.views))
         )
     if not found:
         raise WorkFailed("none of the clouds to look at could be read")
-    index, point, image = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-    return Diagnosis(index, point, image)
+    indices, point, image = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return Diagnosis(indices, point, image)
 
 
 def point_logits(model: Student, points: tuple[Tensor, Tensor]) -> Tensor:

@@ -33,7 +33,7 @@ def fairness(mean_probabilities: Tensor, prior: Tensor) -> Tensor:
         mean_probabilities: (C,) softmax outputs averaged over all samples, kept or not.
         prior: (C,) shares that add up to one; uniform in the published method, where the least value is ln C.
     """
-    return -(prior * mean_probabilities.clamp(min=SMALLEST).log()).sum()
+    return -(prior * (mean_probabilities + SMALLEST).log()).sum()
 
 
 def image_reconstruction(predicted: Tensor, target: Tensor, mask: Tensor, divisor: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from crossmost.adaptation.devices import autocast, choose_device
+from crossmost.adaptation.devices import autocast, choose_device, keep_freed_memory
 from crossmost.data.augment import PointAugment, augment_points, geometric_image
 from crossmost.data.samples import Clouds, EpochOrder, Key, PointBatch, pad
 from crossmost.data.views import render_views
@@ -171,6 +171,7 @@ def pretrain(
     """
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
+    keep_freed_memory()
     model = DualEncoder(point_card, image_card, texts.shape[1]).to(device).train()
     train_image = image_card.weights is None
     model.image_tower.requires_grad_(train_image)
@@ -210,7 +211,7 @@ def _batches(samples: CaptionedSamples, config: PretrainConfig, epoch: int) -> I
 
 
 def _to(batch: CaptionedBatch, device: torch.device) -> CaptionedBatch:
-    return CaptionedBatch(*(part.to(device) for part in batch))
+    return CaptionedBatch(batch.points.to(device), batch.images.to(device), batch.caption.to(device))
 
 
 def _schedule(step: int, steps_per_epoch: int, config: PretrainConfig) -> float:

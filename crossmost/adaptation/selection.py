@@ -6,19 +6,28 @@ import torch
 from torch import Tensor
 
 from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, mutual_information
+from crossmost.config import Mode
 
 COLLAPSE_SHARE = 0.5
 """A run has collapsed when it effectively uses less than this share of the classes that zero-shot used."""
 
 
-def score(diagnosis: Diagnosis, probabilities: Tensor) -> float:
-    """How good a teacher looks without labels: its branches agree, and it is sure of each but even over all.
+def score(diagnosis: Diagnosis, point: Tensor, image: Tensor, mode: Mode) -> float:
+    """How good a teacher looks without labels: sure of each cloud but even over all, and its branches agree.
+
+    A branch that is not trained says nothing about one that is.
 
     Args:
         diagnosis: the teacher's logits on the watched clouds.
-        probabilities: (n, C) the posterior its pseudo-labels come from.
+        point: P_P, (n, C), at its branch's temperature.
+        image: P_I, (n, C).
+        mode: of the run.
     """
-    return agreement_rate(diagnosis) + mutual_information(probabilities)
+    if mode == "point-only":
+        return mutual_information(point)
+    if mode == "image-only":
+        return mutual_information(image)
+    return agreement_rate(diagnosis) + mutual_information((point + image) / 2)
 
 
 def histogram(labels: Tensor, classes: int) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmost.adaptation.devices import autocast, choose_device
+from crossmost.adaptation.devices import autocast, choose_device, keep_freed_memory
 from crossmost.adaptation.diagnosis import (
     Diagnosis,
     agreement_rate,
@@ -82,6 +82,7 @@ class Trainer:
         self.config = config
         self.clouds = clouds
         self.device = choose_device(config.device)
+        keep_freed_memory()
         self.student = student.to(self.device)
         self.teacher = make_teacher(self.student)
         freeze(self.student, config)
@@ -201,7 +202,7 @@ class Trainer:
             "step": progress.step,
             "watched/kept": targets.kept.double().mean().item(),
             "watched/agreement": agreement_rate(diagnosis),
-            "selection_score": score(diagnosis, (posteriors[0] + posteriors[1]) / 2),
+            "selection_score": score(diagnosis, *posteriors, config.mode),
             "temperature/point": self.labeler.temperatures[0],
             "temperature/image": self.labeler.temperatures[1],
             "histogram": counts.tolist(),

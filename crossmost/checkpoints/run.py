@@ -19,7 +19,8 @@ from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 
 FORMAT = "crossmost-run/1"
 BASE, CLASSES, CONFIG, METRICS = "base.safetensors", "classes.npz", "config.yaml", "metrics.jsonl"
-PSEUDO_LABELS, PROVENANCE, REPORT = "pseudo_labels.npz", "provenance.json", "report.html"
+PSEUDO_LABELS, PROVENANCE = "pseudo_labels.npz", "provenance.json"
+EVALUATION, REPORT = "evaluation.json", "report.html"
 NAMES = ("student", "teacher")
 
 

@@ -6,8 +6,9 @@ the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -59,7 +60,7 @@ class PointBatch(NamedTuple):
 class TrainingBatch(NamedTuple):
     """What teacher and student see of the same objects."""
 
-    index: Tensor  # (B,) int64, into the dataset
+    indices: Tensor  # (B,) int64, into the dataset
     weak_points: PointBatch
     weak_views: Tensor  # (B, V, 3, H, W), V = 1 where the teacher sees one view
     strong_points: PointBatch
@@ -67,19 +68,25 @@ class TrainingBatch(NamedTuple):
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Move every tensor."""
-        return TrainingBatch(*(part.to(device) for part in self))
+        return TrainingBatch(
+            self.indices.to(device),
+            self.weak_points.to(device),
+            self.weak_views.to(device),
+            self.strong_points.to(device),
+            self.strong_view.to(device),
+        )
 
 
 class PlainBatch(NamedTuple):
     """Clouds and all their views as they are, for evaluation."""
 
-    index: Tensor  # (B,) int64
+    indices: Tensor  # (B,) int64, into the dataset
     points: PointBatch
     views: Tensor  # (B, V, 3, H, W)
 
     def to(self, device: torch.device) -> PlainBatch:
         """Move every tensor."""
-        return PlainBatch(*(part.to(device) for part in self))
+        return PlainBatch(self.indices.to(device), self.points.to(device), self.views.to(device))
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,20 @@ class SampleSettings:
     photometric: bool = False
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """Takes the place of a sample whose file is bad, in whatever process that was found out."""
+
+    index: int  # into the dataset
+
+
+class Loaded(NamedTuple):
+    """What a loading process hands over."""
+
+    batch: Any  # None where none of the clouds can be read
+    skipped: tuple[int, ...]  # indices of the clouds that cannot
+
+
 def pad(clouds: Sequence[NDArray[np.float32]]) -> PointBatch:
     """Stack clouds (n_i, C) into one batch, zeros behind the shorter ones."""
     sizes = torch.tensor([len(cloud) for cloud in clouds])
@@ -122,7 +143,7 @@ def views_of(clouds: Clouds, index: int, cloud: NDArray[np.float32], count: int,
     return own[:count] if own else list(render_views(cloud[:, :3], count=count, size=size))
 
 
-class TrainingSamples(Dataset[tuple[Any, ...] | None]):
+class TrainingSamples(Dataset[tuple[Any, ...] | Unreadable]):
     """Weak and strong versions of each cloud (METHOD 1.1)."""
 
     def __init__(self, clouds: Clouds, settings: SampleSettings):
@@ -132,13 +153,13 @@ class TrainingSamples(Dataset[tuple[Any, ...] | None]):
     def __len__(self) -> int:
         return len(self.clouds)
 
-    def __getitem__(self, key: Key) -> tuple[Any, ...] | None:
-        """Make the sample of (epoch, index); None where the file is bad."""
+    def __getitem__(self, key: Key) -> tuple[Any, ...] | Unreadable:
+        """Make the sample of (epoch, index)."""
         epoch, index = key
         settings = self.settings
         cloud = self.clouds.try_load(index)
         if cloud is None:
-            return None
+            return Unreadable(index)
         rng = np.random.default_rng([settings.seed, epoch, index])
         pictures = views_of(self.clouds, index, cloud, settings.views, settings.image_size)
         chosen = int(rng.integers(len(pictures)))
@@ -164,7 +185,7 @@ class TrainingSamples(Dataset[tuple[Any, ...] | None]):
         return augment_points(cloud, self.settings.strong, rng)
 
 
-class PlainSamples(Dataset[tuple[Any, ...] | None]):
+class PlainSamples(Dataset[tuple[Any, ...] | Unreadable]):
     """Each cloud as it is, with all its views."""
 
     def __init__(self, clouds: Clouds, *, image_size: int, views: int):
@@ -175,32 +196,26 @@ class PlainSamples(Dataset[tuple[Any, ...] | None]):
     def __len__(self) -> int:
         return len(self.clouds)
 
-    def __getitem__(self, index: int) -> tuple[Any, ...] | None:
-        """Load one cloud; None where the file is bad."""
+    def __getitem__(self, index: int) -> tuple[Any, ...] | Unreadable:
+        """Load one cloud."""
         cloud = self.clouds.try_load(index)
         if cloud is None:
-            return None
+            return Unreadable(index)
         pictures = views_of(self.clouds, index, cloud, self.view_count, self.image_size)
         return index, cloud, torch.stack([test_image(picture, self.image_size) for picture in pictures])
 
 
-def collate_training(samples: Sequence[tuple[Any, ...] | None]) -> TrainingBatch | None:
-    """Stack samples, leaving out the bad ones; None where nothing is left."""
-    good = [sample for sample in samples if sample is not None]
-    if not good:
-        return None
-    index, weak, weak_views, strong, strong_view = zip(*good, strict=True)
+def collate_training(samples: Sequence[tuple[Any, ...]]) -> TrainingBatch:
+    """Stack samples."""
+    index, weak, weak_views, strong, strong_view = zip(*samples, strict=True)
     return TrainingBatch(
         torch.tensor(index), pad(weak), _stack_views(weak_views), pad(strong), torch.stack(strong_view)
     )
 
 
-def collate_plain(samples: Sequence[tuple[Any, ...] | None]) -> PlainBatch | None:
-    """Stack samples, leaving out the bad ones; None where nothing is left."""
-    good = [sample for sample in samples if sample is not None]
-    if not good:
-        return None
-    index, clouds, views = zip(*good, strict=True)
+def collate_plain(samples: Sequence[tuple[Any, ...]]) -> PlainBatch:
+    """Stack samples."""
+    index, clouds, views = zip(*samples, strict=True)
     return PlainBatch(torch.tensor(index), pad(clouds), _stack_views(views))
 
 
@@ -229,11 +244,39 @@ class EpochOrder(Sampler[list[Key]]):
         return iter(self.batches)
 
 
-def training_batches(samples: TrainingSamples, order: EpochOrder, workers: int) -> DataLoader[Any]:
-    """Load the batches of one epoch."""
-    return DataLoader(samples, batch_sampler=order, num_workers=workers, collate_fn=collate_training)
+def training_batches(
+    samples: TrainingSamples, order: EpochOrder, workers: int
+) -> Iterator[TrainingBatch | None]:
+    """Load the batches of one epoch; None for one without a readable cloud."""
+    return load(samples, collate_training, workers, batch_sampler=order)
 
 
-def plain_batches(samples: PlainSamples, batch_size: int, workers: int) -> DataLoader[Any]:
-    """Load a dataset in its own order."""
-    return DataLoader(samples, batch_size=batch_size, num_workers=workers, collate_fn=collate_plain)
+def plain_batches(samples: PlainSamples, batch_size: int, workers: int) -> Iterator[PlainBatch | None]:
+    """Load a dataset in its own order; None for a batch without a readable cloud."""
+    return load(samples, collate_plain, workers, batch_size=batch_size)
+
+
+def load(samples: Any, collate: Callable[[list[Any]], Any], workers: int, **batching: Any) -> Iterator[Any]:
+    """Load batches, leaving out the clouds that cannot be read.
+
+    A worker process names a bad file in its own copy of the dataset, which ends with it. So the clouds are
+    told here which of them were skipped, in the process that reports them.
+
+    Args:
+        samples: with the clouds they are made of as `clouds`.
+        collate: makes a batch of at least one sample.
+        workers: processes that load; 0 loads in this one.
+        batching: how the DataLoader forms batches.
+    """
+    loader = DataLoader(samples, num_workers=workers, collate_fn=partial(_collate, collate), **batching)
+    for batch, skipped in loader:
+        for index in skipped:
+            samples.clouds.try_load(index)
+        yield batch
+
+
+def _collate(collate: Callable[[list[Any]], Any], samples: Sequence[Any]) -> Loaded:
+    """Make a batch of the samples that there are."""
+    readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    skipped = tuple(sample.index for sample in samples if isinstance(sample, Unreadable))
+    return Loaded(collate(readable) if readable else None, skipped)

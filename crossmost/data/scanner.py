@@ -70,7 +70,7 @@ class Severity:
 
 SEVERITIES: dict[str, Severity] = {
     "low": Severity(noise=0.005, viewpoints=4, dropout=0.05),
-    "moderate": Severity(noise=0.02, viewpoints=1, hidden=0.2, dropout=0.1, holes=1),
+    "moderate": Severity(noise=0.02, viewpoints=1, hidden=0.1, dropout=0.1, holes=1),
     "high": Severity(noise=0.02, viewpoints=1, dropout=0.2, holes=2, hole_radius=0.25, floor=0.4),
 }
 

@@ -89,7 +89,7 @@ def posteriors(
     diagnosis = diagnose(model.to(place), plain_batches(samples, 64, workers), place)
     point = softmax(diagnosis.point.numpy() / temperatures[0])
     image = softmax(diagnosis.image.numpy() / temperatures[1])
-    return diagnosis.index.numpy(), {"point": point, "image": image, "both": both_branches(point, image)}
+    return diagnosis.indices.numpy(), {"point": point, "image": image, "both": both_branches(point, image)}
 
 
 def evaluate_run(run: Run, clouds: CloudDataset, *, device: str = "auto", workers: int = 0) -> Evaluation:

@@ -1,4 +1,4 @@
-"""What these tests share: the float64 reference, the published recipe field by field, a small student."""
+"""What these tests share: the float64 reference, the published recipe field by field, a small student, a run."""
 
 import importlib.util
 import math
@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from crossmost.adaptation.trainer import Trainer
+from crossmost.checkpoints.base import load_base
+from crossmost.checkpoints.run import build_student
 from crossmost.config import TrainConfig
+from crossmost.data.dataset import CloudDataset
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_bert import PointCard
 from crossmost.models.student import Student
+from crossmost.runtime.vocabulary import Vocabulary
 
 PUBLISHED: dict[str, Any] = {
     "recipe": "reference",
@@ -95,5 +100,23 @@ def make_student() -> Callable[..., Student]:
         if tau is not None:
             student.logit_scale.data.fill_(math.log(tau))
         return student
+
+    return make
+
+
+@pytest.fixture
+def start(
+    tiny_base: Path,
+    tiny_vocabulary: Vocabulary,
+    shapes: CloudDataset,
+    tiny_config: Callable[..., TrainConfig],
+) -> Callable[..., Trainer]:
+    """Set up a run from the tiny base, on the 24 shapes or on other clouds."""
+
+    def make(clouds: CloudDataset = shapes, **options: Any) -> Trainer:
+        base, architecture = load_base(tiny_base)
+        config = tiny_config(**options)
+        student = build_student(base, architecture, tiny_vocabulary, config)
+        return Trainer(student, clouds.unlabelled(), config)
 
     return make

@@ -121,7 +121,7 @@ def test_diagnose_sees_every_usable_batch_in_order_and_takes_no_gradient(
     student = make_student().eval()
     first, second = a_batch(3, 2, 1), a_batch(2, 2, 2)
     found = diagnose(student, [first, None, second], CPU)
-    assert found.index.tolist() == [100, 101, 102, 200, 201]
+    assert found.indices.tolist() == [100, 101, 102, 200, 201]
     assert found.point.shape == found.image.shape == (5, 5)
     assert not found.point.requires_grad
     assert not found.image.requires_grad

@@ -7,6 +7,7 @@ import torch
 
 from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, mutual_information
 from crossmost.adaptation.selection import collapsed, effective_classes, histogram, score
+from crossmost.config import Mode
 
 
 def test_histogram_counts_every_class_even_the_unused() -> None:
@@ -39,16 +40,26 @@ def test_collapse_is_measured_against_what_zero_shot_used() -> None:
 def test_the_score_rises_with_agreement_and_with_information() -> None:
     sure, index = 20 * torch.eye(6), torch.arange(6)
     apart = sure.roll(1, dims=0)
-    good = score(Diagnosis(index, sure, sure), sure.softmax(1))
+    p, flat = sure.softmax(1), torch.full((6, 6), 1 / 6)
+    good = score(Diagnosis(index, sure, sure), p, p, "joint")
     assert good == pytest.approx(2, abs=1e-3)
-    assert score(Diagnosis(index, sure, apart), sure.softmax(1)) < good
-    flat, one = torch.zeros(6, 6), sure[[0] * 6]
-    assert score(Diagnosis(index, sure, sure), flat.softmax(1)) < good
-    assert score(Diagnosis(index, one, one), one.softmax(1)) < good  # collapsed, however much it agrees
+    assert score(Diagnosis(index, sure, apart), p, apart.softmax(1), "joint") < good
+    assert score(Diagnosis(index, sure, sure), flat, flat, "joint") < good
+    one = sure[[0] * 6]
+    assert score(Diagnosis(index, one, one), one.softmax(1), one.softmax(1), "joint") < good  # collapsed
     half = Diagnosis(index, sure, torch.cat([sure[:3], apart[3:]]))
-    expected = agreement_rate(half) + mutual_information(sure.softmax(1))
-    assert score(half, sure.softmax(1)) == pytest.approx(expected)
+    expected = agreement_rate(half) + mutual_information((p + half.image.softmax(1)) / 2)
+    assert score(half, p, half.image.softmax(1), "separate") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("mode", "own"), [("point-only", 0), ("image-only", 1)])
+def test_a_branch_that_is_not_trained_does_not_count(mode: Mode, own: int) -> None:
+    sure, index = 20 * torch.eye(6), torch.arange(6)
+    flat = torch.full((6, 6), 1 / 6)
+    posteriors = [flat, flat]
+    posteriors[own] = sure.softmax(1)
+    assert score(Diagnosis(index, sure, sure), *posteriors, mode) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_score_takes_predictions_and_nothing_else() -> None:
-    assert list(inspect.signature(score).parameters) == ["diagnosis", "probabilities"]
+    assert list(inspect.signature(score).parameters) == ["diagnosis", "point", "image", "mode"]

@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= demo-out
 SEED ?= 0
 
-.PHONY: demo test lint types benchmarks-real clean
+.PHONY: demo test lint types clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossmost demo --out $(OUT) --seed $(SEED)
 
+# A process a core, each on one thread: the networks of the tests are too small to share.
 test: lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

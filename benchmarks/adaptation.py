@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from pairs import PAIRS, prepare
+from tables import write_between
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "adaptation"
@@ -117,6 +118,12 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def write_tables() -> None:
+    """Write the table into both READMEs."""
+    for path in (HERE / "README.md", HERE.parent / "README.md"):
+        write_between(path, "adaptation", table())
+
+
 def line(name: str, found: list[dict[str, float]], branches: tuple[str, ...]) -> str:
     """One row: mean ± standard deviation in percent; a branch that was not trained is left out."""
     cells = []
@@ -127,14 +134,6 @@ def line(name: str, found: list[dict[str, float]], branches: tuple[str, ...]) ->
     return f"| {name} | {' | '.join(cells)} | {len(found)} |"
 
 
-def write_table() -> None:
-    """Put the table between the marks of README.md."""
-    path = HERE / "README.md"
-    start, end = "<!-- adaptation -->", "<!-- /adaptation -->"
-    before, _, rest = path.read_text().partition(start)
-    path.write_text(f"{before}{start}\n{table()}\n\n{end}{rest.partition(end)[2]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -143,15 +142,21 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for archives, bases and runs")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["p1-moderate", "p2"])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument(
+        "--tables-only", action="store_true", help="write the tables from the results there are"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
+    if options.tables_only:
+        write_tables()
+        return
     work = options.work.resolve()
     for seed in options.seeds:
         for pair in options.pairs:
             prepare(options.data.resolve(), pair, work / pair)
             for mode in options.modes:
                 measure(pair, mode, seed, work)
-    write_table()
+    write_tables()
 
 
 if __name__ == "__main__":

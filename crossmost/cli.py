@@ -196,7 +196,13 @@ def train(
         workflows.resume_training(data, out, reading, split=split, test=test, tensorboard=tensorboard)
         return
     assert base is not None
-    words = workflows.Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights)
+    words = workflows.Words(
+        classes=classes,
+        vocabulary=vocabulary,
+        clip=clip,
+        clip_weights=clip_weights,
+        spaces=settings.recipe == "crossmost",  # the published code keeps the underscores
+    )
     workflows.start_training(
         data, base, words, settings, out, reading, split=split, test=test, tensorboard=tensorboard
     )

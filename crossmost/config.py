@@ -96,12 +96,13 @@ class TrainConfig(BaseModel):
     fairness: Literal["batch", "moving-average"] = "moving-average"
     selection: Literal["last", "label-free"] = "label-free"
     rendered_views: Literal["photometric", "geometric"] = "geometric"
+    dropped_points: Literal["repeated", "removed"] = "removed"
     exported: Literal["student", "teacher"] = "teacher"
     collapse: Literal["ignore", "stop"] = "stop"
 
     # What the switches need
     alignment_temperature: float = Field(0.1, gt=0)
-    kept_share: float = Field(0.6, gt=0, le=1, description="of the predictions of each class, the surest")
+    kept_share: float = Field(0.8, gt=0, le=1, description="of the predictions of each class, the surest")
     prior_momentum: float = Field(0.9, ge=0, lt=1, description="of the moving average behind fairness")
     class_prior: tuple[float, ...] | None = Field(None, description="expected class shares; None: uniform")
     watched: int = Field(1024, ge=1, description="clouds on which every epoch is diagnosed")
@@ -130,10 +131,11 @@ SWITCHES: dict[str, str] = {
     "fairness": "batch",
     "selection": "last",
     "rendered_views": "photometric",
+    "dropped_points": "repeated",
     "exported": "student",
     "collapse": "ignore",
 }
-"""Each switch of METHOD 7 with its value in the reference recipe; the field's default is the crossmost value."""
+"""Each switch with its value in the reference recipe; the field's default is the crossmost value."""
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Words:
     vocabulary: Path | None = None
     clip: str | None = None
     clip_weights: str | None = None
+    spaces: bool = True  # in prompts, where a class name has underscores
 
     def load(self, text_tag: str | None, captions: tuple[str, ...] | None = None) -> Vocabulary:
         """Read a ready-made vocabulary, or embed the class names with a CLIP text tower.
@@ -84,7 +85,7 @@ class Words:
         clip, clip_weights = self.clip or name, self.clip_weights or weights or None
         if not clip:
             raise InputError("expected a text tower for the class names: give --clip and --clip-weights")
-        return embed_classes(names, clip=clip, weights=clip_weights, templates=PROMPTS)
+        return embed_classes(names, clip=clip, weights=clip_weights, templates=PROMPTS, spaces=self.spaces)
 
 
 def start_training(

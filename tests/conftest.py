@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +57,13 @@ def full_disk() -> Callable[[int], contextlib.AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def write_shapes() -> Callable[..., Path]:
-    """Write procedural shapes of four classes, in turn, as an archive; arrays can be replaced or left out (None)."""
+    """Write procedural shapes of four classes, in turn, as an archive.
+
+    The `bad` ones are all NaN. Arrays can be replaced or left out (None).
+    """
     from crossmost.data.shapes import make_shape
 
-    def write(path: Path, count: int = 24, *, seed: int = 0, **arrays: Any) -> Path:
+    def write(path: Path, count: int = 24, *, seed: int = 0, bad: Sequence[int] = (), **arrays: Any) -> Path:
         rng = np.random.default_rng(seed)
         labels = np.arange(count) % len(SHAPE_CLASSES)
         made = {
@@ -69,6 +72,7 @@ def write_shapes() -> Callable[..., Path]:
             "class_names": np.array(SHAPE_CLASSES),
             "ids": np.array([f"shape{index}" for index in range(count)]),
         }
+        made["points"][list(bad)] = np.nan
         np.savez(path, **{name: array for name, array in (made | arrays).items() if array is not None})
         return path
 

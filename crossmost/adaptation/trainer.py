@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -212,11 +212,12 @@ class Trainer:
             record["churn"] = churn(before.where(before >= 0, -1 - before), targets.label)
         batches = progress.sums.pop("batches", 0.0)
         record |= {name: value / batches for name, value in progress.sums.items()}
-        self._choose(epoch, record["selection_score"])
-        shrunk = epoch >= 0 and collapsed(counts, torch.tensor(progress.records[0]["histogram"]))
-        if shrunk and config.collapse == "stop":
+        at_zero_shot = progress.records[0]["histogram"] if progress.records else counts.tolist()
+        if config.collapse == "stop" and collapsed(counts, torch.tensor(at_zero_shot)):
             progress.stopped = "the pseudo-labels have collapsed to few of the classes that zero-shot used"
             record["stopped"] = progress.stopped
+        else:
+            self._choose(epoch, record["selection_score"])
         record["chosen_epoch"] = progress.best_epoch
         progress.records.append(record)
         progress.watched.append(seen)
@@ -302,15 +303,17 @@ def sample_settings(student: Student, config: TrainConfig) -> SampleSettings:
 
 
 def strong_augment(config: TrainConfig) -> PointAugment:
-    """The student's point augmentation: as published, or without the points it repeats and invents."""
-    if config.recipe == "reference":
-        return STRONG
-    return PointAugment(
+    """The student's point augmentation.
+
+    As published, dropped points are overwritten with the first one and every cloud is filled up to 8192 points
+    with local means. Patches make clouds of different sizes one batch, so neither is needed.
+    """
+    published = config.dropped_points == "repeated"
+    return replace(
+        STRONG,
         scale=config.strong_scale,
-        rotation=STRONG.rotation,
         translation=config.strong_translation,
-        jitter_sigma=STRONG.jitter_sigma,
-        jitter_clip=STRONG.jitter_clip,
         dropout=config.strong_dropout,
-        drop_mode="remove",
+        drop_mode="first" if published else "remove",
+        upsample_to=STRONG.upsample_to if published else 0,
     )

@@ -227,10 +227,7 @@ class TestResume:
         open_shapes: Callable[[Path], CloudDataset],
         tiny_config: MakeConfig,
     ) -> None:
-        with np.load(write_shapes(tmp_path / "whole.npz")) as stored:
-            points = stored["points"]
-        points[[4, 17]] = np.nan
-        path = write_shapes(tmp_path / "damaged.npz", points=points)
+        path = write_shapes(tmp_path / "damaged.npz", bad=(4, 17))
         whole = folder("whole").train(open_shapes(path), tiny_config())
         run = folder("run").train_until(4, open_shapes(path), tiny_config())
         assert run.resume(open_shapes(path)).outcome() == whole.outcome()
@@ -327,12 +324,9 @@ class TestRefusals:
         write_shapes: Callable[..., Path],
         open_shapes: Callable[[Path], CloudDataset],
     ) -> None:
-        with np.load(write_shapes(tmp_path / "whole.npz")) as stored:
-            points = stored["points"]
-        points[:3] = np.nan
         run = folder("run")
         with pytest.raises(InputError, match="at most a tenth of bad files, found 3 of 24"):
-            run.train(open_shapes(write_shapes(tmp_path / "damaged.npz", points=points)), tiny_config())
+            run.train(open_shapes(write_shapes(tmp_path / "damaged.npz", bad=(0, 1, 2))), tiny_config())
         assert not run.path.exists()
 
     def test_a_vocabulary_of_another_width_before_a_folder_is_made(

@@ -318,10 +318,7 @@ def partly_bad(
     tmp_path: Path, write_shapes: Callable[..., Path], open_shapes: Callable[[Path], CloudDataset]
 ) -> CloudDataset:
     """24 clouds, two of them all NaN."""
-    with np.load(write_shapes(tmp_path / "whole.npz")) as whole:
-        points = whole["points"]
-    points[[4, 17]] = np.nan
-    return open_shapes(write_shapes(tmp_path / "damaged.npz", points=points))
+    return open_shapes(write_shapes(tmp_path / "damaged.npz", bad=(4, 17)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -30,10 +30,7 @@ def damaged(
     tmp_path: Path, write_shapes: Callable[..., Path], open_shapes: Callable[[Path], CloudDataset]
 ) -> CloudDataset:
     """Six clouds, the second and the last of them all NaN."""
-    with np.load(write_shapes(tmp_path / "whole.npz", 6)) as whole:
-        points = whole["points"]
-    points[[1, 5]] = np.nan
-    return open_shapes(write_shapes(tmp_path / "damaged.npz", 6, points=points))
+    return open_shapes(write_shapes(tmp_path / "damaged.npz", 6, bad=(1, 5)))
 
 
 def flat(batch: TrainingBatch) -> list[torch.Tensor]:
@@ -115,7 +112,7 @@ def test_a_batch_of_bad_clouds_alone_is_none(damaged: CloudDataset, workers: int
     batches = list(plain_batches(PlainSamples(only, image_size=16, views=1), 2, workers))
     assert batches[0] is None
     assert batches[1] is not None
-    assert batches[1].index.tolist() == [2, 3]
+    assert batches[1].indices.tolist() == [2, 3]
     assert set(only.bad) == {"shape1", "shape5"}
 
 

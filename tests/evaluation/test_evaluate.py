@@ -1,0 +1,214 @@
+"""Zero-shot beside adapted: posteriors, labels, the accuracy of the pseudo-labels, and the report of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from crossmost.adaptation.run import train
+from crossmost.checkpoints.run import Run, load_run
+from crossmost.config import TrainConfig
+from crossmost.data.dataset import CloudDataset, open_dataset
+from crossmost.errors import InputError
+from crossmost.evaluation.evaluate import Evaluation, evaluate_run, pseudo_label_accuracy
+from crossmost.evaluation.run_report import write_run_report
+from crossmost.runtime.vocabulary import Vocabulary
+
+BRANCHES = ("point", "image", "both")
+WriteShapes = Callable[..., Path]
+OpenShapes = Callable[[Path], CloudDataset]
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Run:
+    """A run in a folder of this test's own."""
+    return load_run(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def evaluation(run: Run, shapes: CloudDataset) -> Evaluation:
+    return evaluate_run(run, shapes, device="cpu")
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, write_shapes: WriteShapes, open_shapes: OpenShapes) -> CloudDataset:
+    """The 24 shapes, the fifth and the 18th all NaN."""
+    return open_shapes(write_shapes(tmp_path / "damaged.npz", bad=(4, 17)))
+
+
+class TestEvaluateRun:
+    def test_posteriors_of_both_networks(self, evaluation: Evaluation) -> None:
+        for posteriors in (evaluation.before, evaluation.after):
+            assert tuple(posteriors) == BRANCHES
+            for rows in posteriors.values():
+                assert rows.shape == (24, 4)
+                assert rows.dtype == np.float64
+                assert (rows >= 0).all()
+                np.testing.assert_allclose(rows.sum(axis=1), 1.0, atol=1e-12)
+            np.testing.assert_allclose(
+                posteriors["both"], (posteriors["point"] + posteriors["image"]) / 2, atol=1e-12
+            )
+        assert not np.array_equal(evaluation.before["point"], evaluation.after["point"])
+        assert evaluation.index.tolist() == list(range(24))
+        assert evaluation.names == ("bottle", "chair", "monitor", "table")
+
+    def test_before_is_the_base_and_after_what_is_exported(self, run: Run, shapes: CloudDataset) -> None:
+        with torch.no_grad():
+            for parameter in run.teacher.parameters():
+                parameter.zero_()  # the teacher is what the crossmost recipe exports
+        found = evaluate_run(run, shapes, device="cpu")
+        np.testing.assert_allclose(found.after["both"], 0.25)
+        assert found.before["both"].max() > 0.5
+
+    def test_temperatures_soften_but_do_not_change_the_class(self, run: Run, shapes: CloudDataset) -> None:
+        found = evaluate_run(run, shapes, device="cpu")
+        run.temperatures["zero_shot"] = (16.0, 16.0)
+        soft = evaluate_run(run, shapes, device="cpu")
+        for branch in ("point", "image"):
+            assert (soft.before[branch].argmax(1) == found.before[branch].argmax(1)).all()
+            assert soft.before[branch].max() < found.before[branch].max()
+        np.testing.assert_array_equal(soft.after["point"], found.after["point"])
+
+    def test_labels_are_positions_in_the_vocabulary(
+        self,
+        run: Run,
+        evaluation: Evaluation,
+        tmp_path: Path,
+        shapes: CloudDataset,
+        write_shapes: WriteShapes,
+        open_shapes: OpenShapes,
+    ) -> None:
+        """Whatever order the data set has its classes in, and however it writes them."""
+        assert evaluation.labels is not None
+        assert shapes.labels is not None
+        assert evaluation.labels.tolist() == shapes.labels.tolist()
+        names = np.array(["Table", "MONITOR", "chair", "bottle"])
+        other = open_shapes(write_shapes(tmp_path / "other.npz", class_names=names, labels=3 - shapes.labels))
+        found = evaluate_run(run, other, device="cpu")
+        assert found.labels is not None
+        assert found.labels.tolist() == evaluation.labels.tolist()
+        assert found.to_dict() == evaluation.to_dict()
+
+    def test_figures_follow_from_the_posteriors(self, evaluation: Evaluation) -> None:
+        found = evaluation.to_dict()
+        assert json.loads(json.dumps(found)) == found
+        assert (found["n"], found["split"]) == (24, "all")
+        for moment, posteriors in (("zero_shot", evaluation.before), ("adapted", evaluation.after)):
+            for branch in BRANCHES:
+                right = posteriors[branch].argmax(axis=1) == evaluation.labels
+                assert found[moment][branch] == pytest.approx(right.mean())
+                assert found["details"][moment][branch]["top1"] == found[moment][branch]
+
+    def test_without_labels(self, run: Run, shapes: CloudDataset, evaluation: Evaluation) -> None:
+        found = evaluate_run(run, shapes.unlabelled(), device="cpu")
+        assert found.labels is None
+        assert found.to_dict() == {"n": 24, "split": "all"}
+        for branch in BRANCHES:
+            np.testing.assert_array_equal(found.after[branch], evaluation.after[branch])
+        with pytest.raises(InputError, match="expected labels"):
+            found.metrics(found.after)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_labels_stay_with_their_clouds_where_some_are_bad(
+        self, run: Run, evaluation: Evaluation, damaged: CloudDataset, workers: int
+    ) -> None:
+        found = evaluate_run(run, damaged, device="cpu", workers=workers)
+        good = [index for index in range(24) if index not in (4, 17)]
+        assert found.index.tolist() == good
+        assert evaluation.labels is not None
+        assert found.labels is not None
+        assert found.labels.tolist() == evaluation.labels[good].tolist()
+        np.testing.assert_allclose(found.after["point"], evaluation.after["point"][good], atol=1e-5)
+        assert found.to_dict()["n"] == 22
+
+    def test_a_class_outside_the_vocabulary(self, run: Run, shapes: CloudDataset, tmp_path: Path) -> None:
+        (tmp_path / "data" / "spaceship").mkdir(parents=True)
+        np.save(tmp_path / "data" / "spaceship" / "one.npy", shapes.load(0))
+        with pytest.raises(InputError, match="'spaceship'"):
+            evaluate_run(run, open_dataset(tmp_path / "data", points=64, least=8), device="cpu")
+
+
+class TestPseudoLabelAccuracy:
+    def test_it_is_that_of_the_kept_labels(self, run: Run, shapes: CloudDataset) -> None:
+        found = pseudo_label_accuracy(run.folder, shapes, run.vocabulary.names)
+        assert list(found) == [-1, 0, 1]
+        with np.load(run.folder / "pseudo_labels.npz") as stored:
+            labels = stored["labels"]
+        for epoch, row in zip(found, labels, strict=True):
+            kept = row >= 0
+            assert shapes.labels is not None
+            assert found[epoch] == pytest.approx((row == shapes.labels)[kept].mean())
+        assert all(0.25 < value <= 1 for value in found.values())
+
+    def test_clouds_in_another_order_are_found_by_their_ids(self, run: Run, shapes: CloudDataset) -> None:
+        expected = pseudo_label_accuracy(run.folder, shapes, run.vocabulary.names)
+        backwards = shapes.subset(range(23, -1, -1))
+        assert pseudo_label_accuracy(run.folder, backwards, run.vocabulary.names) == expected
+
+    def test_there_is_none_without_labels_or_of_other_clouds(self, run: Run, shapes: CloudDataset) -> None:
+        assert pseudo_label_accuracy(run.folder, shapes.unlabelled(), run.vocabulary.names) == {}
+        assert pseudo_label_accuracy(run.folder, shapes.subset(range(5)), run.vocabulary.names) == {}
+        (run.folder / "pseudo_labels.npz").unlink()
+        assert pseudo_label_accuracy(run.folder, shapes, run.vocabulary.names) == {}
+
+    def test_a_bad_cloud_does_not_cost_the_accuracy_of_all_others(
+        self,
+        tmp_path: Path,
+        damaged: CloudDataset,
+        tiny_base: Path,
+        tiny_vocabulary: Vocabulary,
+        tiny_config: Callable[..., TrainConfig],
+    ) -> None:
+        train(
+            damaged, tiny_base, tiny_vocabulary, tiny_config(epochs=1), tmp_path / "run",
+            on_batch=lambda _: None, on_epoch=lambda _: None,
+        )  # fmt: skip
+        found = pseudo_label_accuracy(tmp_path / "run", damaged, tiny_vocabulary.names)
+        assert list(found) == [-1, 0]
+        assert all(0.25 < value <= 1 for value in found.values())
+
+
+class TestRunReport:
+    def test_with_labels(self, run: Run, evaluation: Evaluation, shapes: CloudDataset) -> None:
+        page = write_run_report(run, evaluation, shapes, shapes)
+        assert page == run.folder / "report.html"
+        text = page.read_text(encoding="utf-8")
+        found = evaluation.to_dict()
+        for branch in BRANCHES:
+            for moment in ("zero_shot", "adapted"):
+                assert f"{100 * found[moment][branch]:.1f}" in text
+        for word in ("shapes", "bottle", "random directions", "base.safetensors", "crossmost, joint, 0"):
+            assert word in text
+        assert 'src="http' not in text
+
+    def test_without_labels(self, run: Run, shapes: CloudDataset) -> None:
+        plain = shapes.unlabelled()
+        evaluation = evaluate_run(run, plain, device="cpu")
+        labelled = write_run_report(run, evaluate_run(run, shapes, device="cpu"), shapes, shapes).read_text()
+        text = write_run_report(run, evaluation, plain, plain).read_text(encoding="utf-8")
+        assert text != labelled
+        assert "onfusion" in labelled
+        assert "onfusion" not in text
+
+    def test_of_other_data_than_it_was_trained_on(
+        self, run: Run, tmp_path: Path, write_shapes: WriteShapes, open_shapes: OpenShapes
+    ) -> None:
+        other = open_shapes(write_shapes(tmp_path / "held-out.npz", 8, seed=5))
+        text = write_run_report(run, evaluate_run(run, other, device="cpu"), other, None).read_text()
+        assert "held-out" in text
+        assert "shapes, split all, 24 clouds, without labels" in text
+
+    def test_skipped_files_and_a_stop_are_warned_of(self, run: Run, damaged: CloudDataset) -> None:
+        lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+        last = json.loads(lines[-1]) | {"stopped": "the pseudo-labels have collapsed"}
+        (run.folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+        text = write_run_report(run, evaluate_run(run, damaged, device="cpu"), damaged, damaged).read_text()
+        assert "The run stopped itself: the pseudo-labels have collapsed." in text
+        assert "2 files could not be read" in text
+        assert "shape4" in text

@@ -129,7 +129,7 @@ def options(
 @command(epilog="Example: `crossmost demo --out demo-out --seed 1`")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("demo-out"),
-    seed: Annotated[int, typer.Option(help="Of shapes, scans and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of shapes, scans and training.")] = 0,
 ) -> None:
     """Adapt a small classifier of everyday shapes to simulated scans, in about a minute on two CPU cores."""
     from crossmost.demo import run_demo
@@ -213,8 +213,10 @@ def train(
     "Class folders are the captions; --captions FILE gives one per cloud (JSON: id to caption)."
 )
 def pretrain(
-    data: Data,
-    out: Annotated[Path, typer.Option(help="The base to write, .safetensors.")],
+    data: Annotated[
+        Path | None, typer.Argument(help="Folder of clouds or meshes, official .h5 files, or one .npz.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The base to write, .safetensors.")] = None,
     classes: Classes = None,
     vocabulary: VocabularyFile = None,
     captions: Annotated[Path | None, typer.Option(help="JSON file: cloud id to caption.")] = None,
@@ -230,7 +232,7 @@ def pretrain(
     epochs: Annotated[int, typer.Option(min=1)] = 40,
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
     learning_rate: Annotated[float, typer.Option()] = 1e-3,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     workers: Workers = 0,
     split: Split = None,
@@ -242,20 +244,27 @@ def pretrain(
 ) -> None:
     """Make a base: align a point encoder (and a small image tower) with CLIP text embeddings."""
     from crossmost import workflows
-    from crossmost.adaptation.pretrain import PretrainConfig
+    from crossmost.adaptation.pretrain import make_pretrain_config
 
+    if card == "list":
+        workflows.list_cards()
+        return
+    if data is None or out is None:
+        raise InputError("expected DATA and --out")
     workflows.make_base(
         data,
         out,
         workflows.Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights),
         workflows.Reading(up_axis=up_axis, columns=columns, color=color),
-        PretrainConfig(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            device=device,
-            workers=workers,
+        make_pretrain_config(
+            {
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "learning_rate": learning_rate,
+                "seed": seed,
+                "device": device,
+                "workers": workers,
+            }
         ),
         card=card,
         image=image,

@@ -27,7 +27,7 @@ class TrainConfig(BaseModel):
 
     recipe: Recipe = "crossmost"
     mode: Mode = "joint"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     # Schedule (METHOD 2.1)
     epochs: int = Field(20, ge=1)
@@ -112,7 +112,7 @@ class TrainConfig(BaseModel):
         if self.ema_end < self.ema_start:
             raise ValueError(f"ema_end {self.ema_end} is below ema_start {self.ema_start}")
         if self.class_prior is not None and (
-            min(self.class_prior) <= 0 or abs(sum(self.class_prior) - 1) > 1e-3
+            min(self.class_prior, default=0) <= 0 or abs(sum(self.class_prior) - 1) > 1e-3
         ):
             raise ValueError("class_prior must be positive shares that add up to 1")
         return self
@@ -160,9 +160,15 @@ def make_config(options: Mapping[str, Any]) -> TrainConfig:
     try:
         return TrainConfig(**{**recipe_values(recipe), **options})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        raise InputError(f"option {where}: {first['msg']}, found {first['input']!r}") from error
+        raise InputError(explain_options(error)) from error
+
+
+def explain_options(error: ValidationError) -> str:
+    """The first problem of some options, in one line."""
+    first = error.errors()[0]
+    if not first["loc"]:  # of several options together
+        return f"options: {first['msg']}"
+    return f"option {'.'.join(str(part) for part in first['loc'])}: {first['msg']}, found {first['input']!r}"
 
 
 def read_options(path: Path) -> dict[str, Any]:

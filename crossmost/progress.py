@@ -66,7 +66,7 @@ class RunProgress:
         line += f"  kept {record['watched/kept']:.0%}  branches agree {record['watched/agreement']:.0%}"
         if "churn" in record:
             line += f"  labels changed {record['churn']:.1%}"
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _writer(folder: Path | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from crossmost.adaptation.pretrain import PretrainConfig
 from crossmost.adaptation.pretrain import pretrain as align
 from crossmost.checkpoints.atomic import json_line, write_json_atomic
 from crossmost.checkpoints.base import Architecture, load_base, save_base
-from crossmost.checkpoints.run import BASE, EVALUATION, Run, load_run
+from crossmost.checkpoints.run import BASE, CLASSES, EVALUATION, Run, load_run
 from crossmost.config import TrainConfig
 from crossmost.data.dataset import CloudDataset, open_dataset
 from crossmost.data.views import contact_sheet, render_views
 from crossmost.errors import InputError
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run
+from crossmost.evaluation.report import check_report_extra
 from crossmost.evaluation.run_report import write_run_report
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_bert import PointCard, list_point_cards, load_point_card
@@ -104,10 +106,11 @@ def start_training(
     _, architecture = load_base(base)
     clouds = training_clouds(reading, data, architecture.point, split)
     vocabulary = words.load(architecture.text)
-    check_folder_names(clouds, vocabulary)
+    shown = shown_clouds(reading, data, test, clouds, architecture.point)
+    check_before_training(clouds, shown, vocabulary)
     with run_progress(clouds, config, out, 0, tensorboard) as progress:
         runs.train(clouds, base, vocabulary, config, out, on_batch=progress.batch, on_epoch=progress.epoch)
-    return _finish(load_run(out), clouds, reading, data, test)
+    return _finish(load_run(out), clouds, shown)
 
 
 def resume_training(
@@ -123,9 +126,11 @@ def resume_training(
     config = runs.check_resumable(out)
     _, architecture = load_base(out / BASE)
     clouds = training_clouds(reading, data, architecture.point, split)
+    shown = shown_clouds(reading, data, test, clouds, architecture.point)
+    check_before_training(clouds, shown, load_vocabulary(out / CLASSES))
     with run_progress(clouds, config, out, runs.batches_done(out, clouds, config), tensorboard) as progress:
         runs.resume(clouds, out, on_batch=progress.batch, on_epoch=progress.epoch)
-    return _finish(load_run(out), clouds, reading, data, test)
+    return _finish(load_run(out), clouds, shown)
 
 
 def training_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
@@ -136,14 +141,27 @@ def training_clouds(reading: Reading, data: Path, card: PointCard, split: str | 
     return clouds
 
 
-def check_folder_names(clouds: CloudDataset, vocabulary: Vocabulary) -> None:
-    """Class folders that are no classes are likely a mistake: find out before the training, not after it.
+def shown_clouds(
+    reading: Reading, data: Path, test: Path | None, clouds: CloudDataset, card: PointCard
+) -> CloudDataset:
+    """The clouds of the report: --test, or the test split beside a train split, or the training clouds."""
+    if test is not None:
+        return reading.open(test, card)
+    if clouds.split == "train" and "test" in clouds.splits:
+        return reading.open(data, card, "test")
+    return clouds
+
+
+def check_before_training(clouds: CloudDataset, shown: CloudDataset, vocabulary: Vocabulary) -> None:
+    """Find out what would fail after the training: class folders that are no classes, a missing extra.
 
     Raises:
-        InputError: names the folder and the nearest class.
+        InputError: names the folder and the nearest class, or the extra.
     """
-    if clouds.labels is not None:
-        clouds.label_indices(vocabulary.names)
+    for dataset in (clouds, shown):
+        if dataset.labels is not None:
+            dataset.label_indices(vocabulary.names)
+    check_report_extra()
 
 
 def run_progress(
@@ -154,24 +172,21 @@ def run_progress(
     return RunProgress(batches, done, out / "tensorboard" if tensorboard else None)
 
 
-def _finish(run: Run, clouds: CloudDataset, reading: Reading, data: Path, test: Path | None) -> Evaluation:
-    """Evaluate a finished run on the test data and write its report."""
-    card = run.architecture.point
-    shown = clouds
-    if test is not None:
-        shown = reading.open(test, card)
-    elif clouds.split == "train" and "test" in clouds.splits:
-        shown = reading.open(data, card, "test")
+def _finish(run: Run, clouds: CloudDataset, shown: CloudDataset) -> Evaluation:
+    """Evaluate a finished run on the clouds of its report, and write it."""
     evaluation = evaluate_run(run, shown, device=run.config.device, workers=run.config.workers)
     write_json_atomic(run.folder / EVALUATION, evaluation.to_dict())
     report = write_run_report(run, evaluation, shown, clouds)
     typer.echo("\n".join(summary_lines(evaluation)), err=True)
-    if clouds.bad:
-        typer.echo(
-            f"skipped {len(clouds.bad)} files that could not be read: {', '.join(clouds.bad)}", err=True
-        )
+    say_skipped({**clouds.bad, **shown.bad})
     typer.echo(str(report))
     return evaluation
+
+
+def say_skipped(bad: Mapping[str, str]) -> None:
+    """Name and count the files that could not be read."""
+    if bad:
+        typer.echo(f"skipped {len(bad)} files that could not be read: {', '.join(bad)}", err=True)
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
@@ -205,10 +220,16 @@ def evaluate(
     found = evaluation.to_dict()
     write_json_atomic(folder / EVALUATION, found)
     report = write_run_report(run, evaluation, clouds, None)
+    say_skipped(clouds.bad)
     if as_json:
         typer.echo(json_line(found))
     else:
         typer.echo("\n".join([*summary_lines(evaluation), str(report)]))
+
+
+def list_cards() -> None:
+    """Print the point encoders that ship with the package."""
+    typer.echo("\n".join(list_point_cards()))
 
 
 def make_base(
@@ -224,9 +245,6 @@ def make_base(
     split: str | None,
 ) -> None:
     """Pre-train a base and write it."""
-    if card == "list":
-        typer.echo("\n".join(list_point_cards()))
-        return
     point_card = load_point_card(card)
     clouds = reading.open(data, point_card, split)
     clouds.probe()
@@ -246,6 +264,7 @@ def make_base(
     model = align(clouds.unlabelled(), rows, vocabulary.embeddings, point_card, image_card, config, report)
     kept = replace(image_card, weights=None) if image_card.clip else image_card
     notes = {"data": clouds.name, "clouds": str(len(clouds)), "pretraining": config.model_dump_json()}
+    say_skipped(clouds.bad)
     save_base(out, model, Architecture(point_card, kept, vocabulary.dim, vocabulary.tag), notes)
     typer.echo(str(out))
 
@@ -298,6 +317,8 @@ def render(
     path: Path, out: Path, reading: Reading, *, views: int, clouds: int, size: int, split: str | None
 ) -> None:
     """Draw views of some clouds as a contact sheet."""
+    if out.suffix.lower() != ".png":
+        raise InputError(f"expected a .png to write, found {out}")
     dataset = open_dataset(
         path, split=split, points=4096, least=1, up_axis=reading.up_axis, columns=reading.columns
     )

@@ -420,25 +420,25 @@ def shape_of_eval(found: dict[str, Any]) -> None:
         assert all(0 <= value <= 1 for value in found[moment].values())
 
 
-class TestFlow:
-    @pytest.fixture(scope="class")
-    def split_run(
-        self,
-        tmp_path_factory: pytest.TempPathFactory,
-        write_shapes: Callable[..., Path],
-        tiny_base: Path,
-        vocabulary_file: Path,
-    ) -> tuple[Result, Path]:
-        """Two epochs on the train split of a data set with a test split, with TensorBoard where it is."""
-        folder = tmp_path_factory.mktemp("split")
-        data = write_shapes(folder / "both.npz", split=np.repeat(["train", "test"], [16, 8]))
-        more = ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []
-        result = invoke(
-            "train", data, "--base", tiny_base, "--vocabulary", vocabulary_file, "--out", folder / "run",
-            "--epochs", 2, *SHORT, *more,
-        )  # fmt: skip
-        return result, folder / "run"
+@pytest.fixture(scope="module")
+def split_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_shapes: Callable[..., Path],
+    tiny_base: Path,
+    vocabulary_file: Path,
+) -> tuple[Result, Path]:
+    """Two epochs on the train split of a data set with a test split, with TensorBoard where it is."""
+    folder = tmp_path_factory.mktemp("split")
+    data = write_shapes(folder / "both.npz", split=np.repeat(["train", "test"], [16, 8]))
+    more = ["--tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    result = invoke(
+        "train", data, "--base", tiny_base, "--vocabulary", vocabulary_file, "--out", folder / "run",
+        "--epochs", 2, *SHORT, *more,
+    )  # fmt: skip
+    return result, folder / "run"
 
+
+class TestFlow:
     def test_train_interrupted_resumed_and_evaluated(
         self, train: Arguments, tmp_path: Path, shapes_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -7,21 +7,23 @@ Objects with the same caption, as class names are, are positives of each other, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from crossmost.adaptation.devices import autocast, choose_device, keep_freed_memory
+from crossmost.config import explain_options
 from crossmost.data.augment import PointAugment, augment_points, geometric_image
-from crossmost.data.samples import Clouds, EpochOrder, Key, PointBatch, pad
+from crossmost.data.samples import Clouds, EpochOrder, Key, PointBatch, Unreadable, load, pad
 from crossmost.data.views import render_views
+from crossmost.errors import InputError
 from crossmost.models.grouping import group
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_bert import PointCard
@@ -47,7 +49,7 @@ class PretrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     epochs: int = Field(40, ge=1)
     batch_size: int = Field(64, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
@@ -59,6 +61,18 @@ class PretrainConfig(BaseModel):
     workers: int = Field(0, ge=0)
 
 
+def make_pretrain_config(options: Mapping[str, Any]) -> PretrainConfig:
+    """Build the options of a pre-training run.
+
+    Raises:
+        InputError: a value that is not allowed.
+    """
+    try:
+        return PretrainConfig(**options)
+    except ValidationError as error:
+        raise InputError(explain_options(error)) from error
+
+
 class CaptionedBatch(NamedTuple):
     """Clouds, one view of each, and which caption is theirs."""
 
@@ -67,7 +81,7 @@ class CaptionedBatch(NamedTuple):
     caption: Tensor  # (B,) int64
 
 
-class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | None]):
+class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | Unreadable]):
     """Augmented clouds, each with a view rendered from a direction of its own."""
 
     def __init__(
@@ -82,12 +96,12 @@ class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | None]):
     def __len__(self) -> int:
         return len(self.clouds)
 
-    def __getitem__(self, key: Key) -> tuple[NDArray[np.float32], Tensor, int] | None:
-        """Make the sample of (epoch, index); None where the file is bad."""
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.float32], Tensor, int] | Unreadable:
+        """Make the sample of (epoch, index), or say that the file is bad."""
         epoch, index = key
         cloud = self.clouds.try_load(index)
         if cloud is None:
-            return None
+            return Unreadable(index)
         rng = np.random.default_rng([self.seed, epoch, index])
         seen = augment_points(cloud, AUGMENT, rng)[:, :3]
         view = render_views(seen, count=1, size=self.image_size, azimuth=rng.uniform(0, 2 * math.pi))[0]
@@ -96,12 +110,9 @@ class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | None]):
         return points, image, int(self.captions[index])
 
 
-def collate(samples: Sequence[tuple[NDArray[np.float32], Tensor, int] | None]) -> CaptionedBatch | None:
-    """Stack samples, leaving out the bad ones; None where nothing is left."""
-    good = [sample for sample in samples if sample is not None]
-    if not good:
-        return None
-    clouds, images, captions = zip(*good, strict=True)
+def collate(samples: Sequence[tuple[NDArray[np.float32], Tensor, int]]) -> CaptionedBatch:
+    """Stack samples, at least one."""
+    clouds, images, captions = zip(*samples, strict=True)
     return CaptionedBatch(pad(clouds), torch.stack(images), torch.tensor(captions))
 
 
@@ -206,8 +217,8 @@ def pretrain(
 
 def _batches(samples: CaptionedSamples, config: PretrainConfig, epoch: int) -> Iterator[CaptionedBatch]:
     order = EpochOrder(len(samples), config.batch_size, seed=config.seed, epoch=epoch)
-    loader = DataLoader(samples, batch_sampler=order, num_workers=config.workers, collate_fn=collate)
-    return (batch for batch in loader if batch is not None)
+    loaded = load(samples, collate, config.workers, batch_sampler=order)
+    return (batch for batch in loaded if batch is not None)
 
 
 def _to(batch: CaptionedBatch, device: torch.device) -> CaptionedBatch:

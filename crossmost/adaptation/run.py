@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crossmost import __version__
-from crossmost.adaptation.trainer import Record, Trainer, WatchedClouds
+from crossmost.adaptation.trainer import Record, Trainer
 from crossmost.checkpoints.atomic import json_line, save_arrays, write_json_atomic, write_text_atomic
 from crossmost.checkpoints.base import Architecture, load_base
 from crossmost.checkpoints.run import (
@@ -27,6 +27,7 @@ from crossmost.checkpoints.run import (
     PSEUDO_LABELS,
     build_student,
     is_run,
+    read_provenance,
     save_run,
     start_run,
 )
@@ -72,6 +73,8 @@ def train(
         InputError: base, vocabulary, clouds or folder cannot be used.
         WorkFailed: training or saving failed; what was saved before survives.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose a folder for --out")
     if is_run(folder):
         raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
     encoders, architecture = load_base(base)
@@ -99,12 +102,12 @@ def resume(clouds: CloudDataset, folder: Path, *, on_batch: OnBatch, on_epoch: O
     vocabulary = load_vocabulary(folder / CLASSES)
     encoders, architecture = load_base(folder / BASE)
     trainer = Trainer(build_student(encoders, architecture, vocabulary, config), checked(clouds), config)
+    if read_provenance(folder)["clouds_sha256"] != fingerprint(clouds):
+        raise InputError(
+            f"{folder} was trained on other clouds than {clouds.name}: resume with the same data"
+        )
     if has_generation(folder):
         generation = load_generation(folder, NAMES)
-        if generation.state["clouds"] != fingerprint(clouds):
-            raise InputError(
-                f"{folder} was trained on other clouds than {clouds.name}: resume with the same data"
-            )
         chosen = {name: generation.weights[name].tensors for name in NAMES}
         trainer.load_state(generation.state, chosen)
     return _fit(trainer, architecture, folder, on_batch, on_epoch)
@@ -164,10 +167,9 @@ def _fit(
     assert isinstance(clouds, CloudDataset)
 
     def save(_: Trainer) -> None:
-        state = {**trainer.state(), "clouds": fingerprint(clouds)}
         progress = trainer.progress
         number = (progress.epoch * 1_000_000) + progress.batch + len(progress.records)
-        save_run(folder, architecture, trainer.chosen, state, number)
+        save_run(folder, architecture, trainer.chosen, trainer.state(), number)
         lines = [json_line(record) for record in progress.records]
         write_text_atomic(folder / METRICS, "\n".join(lines) + "\n")
 
@@ -190,9 +192,10 @@ def _fit(
 
 def _save_pseudo_labels(trainer: Trainer, clouds: CloudDataset, folder: Path) -> None:
     """Keep what the watched clouds were taken for in each epoch, so that a report may compare it with labels."""
-    watched = WatchedClouds(clouds, trainer.config.watched)
+    indices = trainer.progress.indices
+    assert indices is not None  # a finished run has been reviewed
     arrays = {
-        "ids": np.array([clouds.ids[index] for index in watched.indices]),
+        "ids": np.array([clouds.ids[index] for index in indices.tolist()]),
         "epoch": np.array([record["epoch"] for record in trainer.progress.records]),
         "labels": np.stack([labels.numpy() for labels in trainer.progress.watched]),
     }

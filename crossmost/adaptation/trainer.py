@@ -61,7 +61,8 @@ class Progress:
     step: int = 0  # optimiser steps done
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms and ratios
     records: list[Record] = field(default_factory=list)  # one an epoch, epoch -1 is zero-shot
-    watched: list[Tensor] = field(default_factory=list)  # (n,) pseudo-labels after each record, -1 not kept
+    watched: list[Tensor] = field(default_factory=list)  # (n,) labels after each record; -1 - label: not kept
+    indices: Tensor | None = None  # (n,) the watched clouds that can be read, into the dataset
     best_score: float = float("-inf")
     best_epoch: int = -1
     stopped: str | None = None  # why the run ended before its last epoch
@@ -82,6 +83,7 @@ class Trainer:
         self.config = config
         self.clouds = clouds
         self.device = choose_device(config.device)
+        autocast(self.device, config.precision)  # refuses a precision before any work is done
         keep_freed_memory()
         self.student = student.to(self.device)
         self.teacher = make_teacher(self.student)
@@ -96,8 +98,14 @@ class Trainer:
         self.progress = Progress()
         self.chosen = {"student": self._weights(self.student), "teacher": self._weights(self.teacher)}
         self.samples = TrainingSamples(clouds, sample_settings(student, config))
+        self.watched = WatchedClouds(clouds, config.watched)
         batches = max(1, len(clouds) // config.batch_size)
-        self.steps_per_epoch = max(1, batches // config.accumulate)
+        if batches < config.accumulate:
+            raise InputError(
+                f"expected at least accumulate={config.accumulate} batches an epoch, found {batches} of "
+                f"{len(clouds)} clouds: lower accumulate or batch_size"
+            )
+        self.steps_per_epoch = batches // config.accumulate
 
     def fit(self, on_batch: Callable[[Record], None], on_epoch: Callable[[Trainer], None]) -> None:
         """Train to the last epoch, or until the run stops itself.
@@ -142,7 +150,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed)  # masks
         training_mode(self.student, config)
 
-        labels = self._label(batch)
+        labels, agreement = self._label(batch)
         with autocast(self.device, config.precision):
             terms = loss_terms(self.student, batch, labels, self.fairness, config, generator)
         loss = total(terms, config)
@@ -153,15 +161,16 @@ class Trainer:
         self.scaler.scale(loss / config.accumulate).backward()
         if (progress.batch + 1) % config.accumulate == 0:
             self._optimizer_step()
-        return self._note(loss, terms, labels)
+        return self._note(loss, terms, labels, agreement)
 
     @torch.no_grad()
-    def _label(self, batch: TrainingBatch) -> PseudoLabels:
-        """The teacher's view of a batch: weak, unmasked, no gradient."""
+    def _label(self, batch: TrainingBatch) -> tuple[PseudoLabels, float]:
+        """The teacher's view of a batch, weak and unmasked; and how often its branches agree."""
         with autocast(self.device, self.config.precision):
             point = point_logits(self.teacher, batch.weak_points)
             image = image_logits(self.teacher, batch.weak_views)
-        return self.labeler(point.float(), image.float())
+        agreement = (point.argmax(dim=1) == image.argmax(dim=1)).float().mean().item()
+        return self.labeler(point.float(), image.float()), agreement
 
     def _optimizer_step(self) -> None:
         config, progress = self.config, self.progress
@@ -176,11 +185,10 @@ class Trainer:
         update_teacher(self.teacher, self.student, ema_decay(progress.step, self.steps_per_epoch, config))
         progress.step += 1
 
-    def _note(self, loss: Tensor, terms: dict[str, Tensor], labels: PseudoLabels) -> Record:
+    def _note(self, loss: Tensor, terms: dict[str, Tensor], labels: PseudoLabels, agreement: float) -> Record:
         """Add a batch to the epoch's means and return the batch's own figures."""
         kept = labels.image.kept if self.config.mode == "image-only" else labels.point.kept
-        figures = {"loss": loss.item(), "kept": kept.float().mean().item()}
-        figures["agreement"] = (labels.point.label == labels.image.label).float().mean().item()
+        figures = {"loss": loss.item(), "kept": kept.float().mean().item(), "agreement": agreement}
         figures |= {f"loss/{name}": value.item() for name, value in terms.items()}
         for name, value in figures.items():
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
@@ -221,6 +229,7 @@ class Trainer:
         record["chosen_epoch"] = progress.best_epoch
         progress.records.append(record)
         progress.watched.append(seen)
+        progress.indices = self.watched.original(diagnosis.indices)
 
     def _choose(self, epoch: int, found: float) -> None:
         """Remember the weights if they are the ones to keep so far."""
@@ -231,8 +240,7 @@ class Trainer:
 
     def _diagnose(self) -> Diagnosis:
         config = self.config
-        watched = WatchedClouds(self.clouds, config.watched)
-        plain = PlainSamples(watched, image_size=self.student.image_tower.size, views=config.views)
+        plain = PlainSamples(self.watched, image_size=self.student.image_tower.size, views=config.views)
         return diagnose(self.teacher, plain_batches(plain, config.batch_size, config.workers), self.device)
 
     @staticmethod
@@ -278,6 +286,10 @@ class WatchedClouds:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def original(self, positions: Tensor) -> Tensor:
+        """Indices into the dataset of watched clouds: (n,) int64 to the same."""
+        return torch.tensor(self.indices)[positions]
 
     def try_load(self, index: int) -> Any:
         """The cloud, or None where the file is bad."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,19 @@ def save_run(
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run that can be loaded or resumed."""
     return (folder / CONFIG).is_file() and (folder / CLASSES).is_file()
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where a run came from.
+
+    Raises:
+        InputError: the note is missing or damaged.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / PROVENANCE).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / PROVENANCE}: expected the run's {PROVENANCE}: {error}") from error
+    return found
 
 
 def load_run(folder: Path) -> Run:

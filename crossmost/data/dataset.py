@@ -65,8 +65,8 @@ class CloudDataset:
 
     A file that cannot be read is found out when it is loaded. `load` raises; a loop over many clouds calls
     `try_load`, which names the file in `bad` and returns None, and calls `probe` before it starts, so that a
-    data set with many bad files ends the run there. A worker process has a `bad` of its own: whoever loads in
-    workers counts the Nones. Subsets share `bad` with the whole.
+    data set with many bad files ends the run there. A worker process has a `bad` of its own, so `samples.load`
+    tries skipped clouds again in the process that reports. Subsets share `bad` with the whole.
 
     Attributes:
         name: of the data set, for reports.

@@ -134,6 +134,21 @@ class ReportData:
         )
 
 
+def check_report_extra() -> None:
+    """See that what draws the report is installed.
+
+    Raises:
+        InputError: it is not; the message has the pip line.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as missing:
+        raise InputError(
+            f"the report needs {missing.name}, which is not installed: pip install 'crossmost[report]'"
+        ) from missing
+
+
 def write_report(out: Path, data: ReportData) -> Path:
     """Write the report and return its path.
 
@@ -144,14 +159,11 @@ def write_report(out: Path, data: ReportData) -> Path:
     Raises:
         InputError: the report extra is not installed, or an example's image is not one.
     """
-    try:
-        import jinja2
+    check_report_extra()
+    import jinja2
 
-        from crossmost.evaluation import figures
-    except ModuleNotFoundError as missing:
-        raise InputError(
-            f"the report needs {missing.name}, which is not installed: pip install 'crossmost[report]'"
-        ) from missing
+    from crossmost.evaluation import figures
+
     diagrams = {}
     if data.before is not None and data.after is not None:
         for branch, before in data.before.items():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmost.checkpoints.run import METRICS, PROVENANCE, REPORT, Run
+from crossmost.checkpoints.run import METRICS, REPORT, Run, read_provenance
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.views import render_views
 from crossmost.evaluation.evaluate import Evaluation, pseudo_label_accuracy
@@ -65,7 +65,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> list[tuple[str, str]]:
     """Where the figures come from."""
-    made = json.loads((run.folder / PROVENANCE).read_text())
+    made = read_provenance(run.folder)
     records = read_records(run.folder)
     chosen = records[-1]["chosen_epoch"]
     return [

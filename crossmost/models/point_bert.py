@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from crossmost.errors import InputError
@@ -36,6 +36,12 @@ class PointCard(BaseModel):
     learning_rate: float  # per 256 clouds: what suits a network of this size
     up_axis: str = "z"
     color_filler: float = 0.4  # rgb of a cloud without colour, where channels is 6
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PointCard:
+        if self.width % self.heads:
+            raise ValueError(f"expected a width that is a multiple of {self.heads} heads, found {self.width}")
+        return self
 
     @property
     def least(self) -> int:

@@ -28,7 +28,7 @@ from crossmost.workflows import Reading, Words, make_base, start_training
 
 CLASSES = SHAPES[:12]
 POINTS = 1024
-CLEAN, SCANNED, HELD_OUT = 60, 60, 25
+CLEAN, SCANNED, HELD_OUT = 50, 50, 25
 """Shapes of each class: for the starter base, for adaptation, for the test."""
 SEVERITY = "moderate"
 WIDTH = 128
@@ -57,7 +57,7 @@ def run_demo(out: Path, seed: int) -> None:
         PretrainConfig(epochs=10, seed=seed), card="point-tiny", image="tiny", captions=None, split=None,
     )  # fmt: skip
     typer.echo("adaptation to unlabelled scans", err=True)
-    config = make_config({"epochs": 8, "seed": seed, "views": 2, "watched": 256})
+    config = make_config({"epochs": 6, "seed": seed, "views": 2, "watched": 256})
     evaluation = start_training(
         out / "scans.npz", out / "base.safetensors", words, config, out / "run", Reading(), split="train"
     )

@@ -26,9 +26,9 @@ from crossmost.runtime.preprocess import normalize
 from crossmost.runtime.vocabulary import Vocabulary
 from crossmost.workflows import Reading, Words, make_base, start_training
 
-CLASSES = SHAPES[:12]
+CLASSES = SHAPES[:10]
 POINTS = 1024
-CLEAN, SCANNED, HELD_OUT = 50, 50, 25
+CLEAN, SCANNED, HELD_OUT = 60, 60, 30
 """Shapes of each class: for the starter base, for adaptation, for the test."""
 SEVERITY = "moderate"
 WIDTH = 128
@@ -54,10 +54,12 @@ def run_demo(out: Path, seed: int) -> None:
     typer.echo(f"starter base: {len(CLASSES)} classes of clean shapes", err=True)
     make_base(
         out / "clean.npz", out / "base.safetensors", words, Reading(),
-        PretrainConfig(epochs=10, seed=seed), card="point-tiny", image="tiny", captions=None, split=None,
+        PretrainConfig(epochs=8, batch_size=32, seed=seed), card="point-tiny", image="tiny", captions=None, split=None,
     )  # fmt: skip
     typer.echo("adaptation to unlabelled scans", err=True)
-    config = make_config({"epochs": 6, "seed": seed, "views": 2, "watched": 256})
+    config = make_config(
+        {"epochs": 6, "batch_size": 32, "learning_rate": 2e-3, "seed": seed, "views": 2, "watched": 256}
+    )
     evaluation = start_training(
         out / "scans.npz", out / "base.safetensors", words, config, out / "run", Reading(), split="train"
     )
@@ -75,7 +77,7 @@ def run_demo(out: Path, seed: int) -> None:
 
 
 def demo_vocabulary() -> Vocabulary:
-    """The classes with fixed random directions for text embeddings, (12, 128)."""
+    """The classes with fixed random directions for text embeddings, (10, 128)."""
     rows = [np.random.default_rng(zlib.crc32(name.encode())).standard_normal(WIDTH) for name in CLASSES]
     return Vocabulary.create(CLASSES, np.stack(rows), logit_scale=100.0, tag="random directions")
 

@@ -211,11 +211,11 @@ def test_refit_sets_thresholds_that_keep_the_share_it_was_asked_for(published: P
 
 def test_refit_looks_at_logits_only(published: Published) -> None:
     """Nothing but predictions is handed over, and which cloud they came from does not matter."""
-    assert Diagnosis._fields == ("index", "point", "image")
+    assert Diagnosis._fields == ("indices", "point", "image")
     config = published(joint_label="average", threshold="adaptive")
     one, other, diagnosis = Labeler(config, 5), Labeler(config, 5), a_diagnosis(1)
     one.refit(diagnosis)
-    other.refit(diagnosis._replace(index=torch.zeros(300, dtype=torch.int64)))
+    other.refit(diagnosis._replace(indices=torch.zeros(300, dtype=torch.int64)))
     assert one.temperatures == other.temperatures
     assert all(torch.equal(one.thresholds[name], other.thresholds[name]) for name in one.thresholds)
 

@@ -34,6 +34,9 @@ EXTRAS = {
         "PIL",
         "sklearn",
     },
+    "export": {"onnx", "onnxscript", "onnx_ir", "polygraphy", "filelock"},
+    "cpu": {"onnxruntime"},
+    "text": {"tokenizers"},
     "report": {"matplotlib", "jinja2"},
     "io": {"plyfile", "pypcd4", "trimesh", "scipy", "laspy", "h5py"},
     "tensorboard": {"tensorboard"},
@@ -290,6 +293,104 @@ def evaluate(
 
     reading = workflows.Reading(up_axis=up_axis, columns=columns, color=color)
     workflows.evaluate(run, data, reading, split=split, device=device, workers=workers, as_json=as_json)
+
+
+@command(
+    epilog="Example: `crossmost export runs/scans --fp16 --out scans.bundle`\n\n"
+    "Verified on your own clouds, with an engine: `crossmost export runs/scans --fp16 --verify scans/ --tensorrt "
+    "--out scans.bundle`\n\nA base without adaptation: `crossmost export base.safetensors --classes mug,bowl --out b.bundle`"
+)
+def export(
+    model: Annotated[Path, typer.Argument(help="Folder made by `crossmost train`, or a base .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, typed in the graphs.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, for recent GPUs only.")] = False,
+    verify: Annotated[
+        Path | None, typer.Option(help="Clouds of yours to verify on; default: those the run kept.")
+    ] = None,
+    verify_clouds: Annotated[int, typer.Option(min=1, help="The most clouds verified.")] = 64,
+    batch: Annotated[
+        str, typer.Option(help="Smallest, typical and largest batch: verified, and what engines take.")
+    ] = "1:8:64",
+    unknown_rate: Annotated[
+        float, typer.Option(help="Share of clouds like yours that may be called unknown.")
+    ] = 0.05,
+    unknown_labels: Annotated[
+        Path | None,
+        typer.Option(help="Labelled clouds, some of foreign classes: finds the threshold with them instead."),
+    ] = None,
+    text_encoder: Annotated[
+        bool,
+        typer.Option("--text-encoder", help="Add the CLIP text tower, for new class names on the robot."),
+    ] = False,
+    tensorrt: Annotated[
+        bool,
+        typer.Option("--tensorrt", help="Build an engine: TensorRT where a GPU answers, else TensorRT-RTX."),
+    ] = False,
+    tensorrt_rtx: Annotated[
+        bool, typer.Option("--tensorrt-rtx", help="Build it with TensorRT-RTX, which needs no GPU to build.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Engine also for later TensorRT versions.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Engine also for other GPUs.")
+    ] = False,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Engine without weights, refitted from the ONNX.")
+    ] = False,
+    refittable: Annotated[
+        bool, typer.Option("--refittable", help="Engine whose weights can be replaced.")
+    ] = False,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps TensorRT's measured timings for the next build.")
+    ] = None,
+    classes: Classes = None,
+    vocabulary: VocabularyFile = None,
+    clip: Clip = None,
+    clip_weights: ClipWeights = None,
+    split: Split = None,
+    up_axis: UpAxis = "z",
+    columns: Columns = None,
+    color: Color = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a verified bundle for the robot: ONNX graphs, class bank, TensorRT engine."""
+    if fp16 and bf16:
+        raise InputError("expected --fp16 or --bf16, found both")
+    from crossmost import workflows
+    from crossmost.export.command import export_bundle
+    from crossmost.export.engine_options import EngineOptions, parse_profile
+    from crossmost.export.workflow import EngineRequest, ExportOptions
+
+    engine = EngineOptions(
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        strip_weights=strip_weights,
+        refittable=refittable,
+        timing_cache=timing_cache,
+    )
+    package: Any = "tensorrt-rtx" if tensorrt_rtx else "auto"
+    export_bundle(
+        model,
+        out,
+        workflows.Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights),
+        workflows.Reading(up_axis=up_axis, columns=columns, color=color),
+        ExportOptions(
+            precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
+            batch=parse_profile(batch),
+            unknown_rate=unknown_rate,
+            clouds=verify_clouds,
+            engine=EngineRequest(package, engine) if tensorrt or tensorrt_rtx else None,
+            overwrite=overwrite,
+        ),
+        verify=verify,
+        split=split,
+        unknown_labels=unknown_labels,
+        text_encoder=text_encoder,
+        as_json=as_json,
+    )
 
 
 @command(epilog="Example: `crossmost inspect scans/ --up-axis y`")

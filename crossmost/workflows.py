@@ -83,11 +83,20 @@ class Words:
         if self.classes is None and captions is None:
             raise InputError("expected the class names: give --classes or --vocabulary")
         names = read_class_names(self.classes) if self.classes else captions or ()
+        clip, clip_weights = self.tower(text_tag)
+        return embed_classes(names, clip=clip, weights=clip_weights, templates=PROMPTS, spaces=self.spaces)
+
+    def tower(self, text_tag: str | None) -> tuple[str, str | None]:
+        """The text tower's open_clip name and weights: what was given, or what the base was aligned with.
+
+        Raises:
+            InputError: neither.
+        """
         name, _, weights = (text_tag or "").partition("/")
-        clip, clip_weights = self.clip or name, self.clip_weights or weights or None
+        clip = self.clip or name
         if not clip:
             raise InputError("expected a text tower for the class names: give --clip and --clip-weights")
-        return embed_classes(names, clip=clip, weights=clip_weights, templates=PROMPTS, spaces=self.spaces)
+        return clip, self.clip_weights or weights or None
 
 
 def start_training(

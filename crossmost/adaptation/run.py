@@ -31,6 +31,7 @@ from crossmost.checkpoints.run import (
     save_run,
     start_run,
 )
+from crossmost.checkpoints.sample import SAMPLE, save_sample, take_sample
 from crossmost.checkpoints.store import has_generation, load_generation
 from crossmost.config import TrainConfig, make_config, read_options, to_yaml
 from crossmost.data.dataset import CloudDataset
@@ -83,6 +84,7 @@ def train(
     start_run(folder, base, vocabulary)
     write_text_atomic(folder / CONFIG, to_yaml(config))
     write_json_atomic(folder / PROVENANCE, provenance(clouds, base))
+    save_sample(folder / SAMPLE, take_sample(clouds))
     return _fit(trainer, architecture, folder, on_batch, on_epoch)
 
 

@@ -15,6 +15,7 @@ from crossmost.errors import InputError
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_bert import PointCard
 from crossmost.models.student import DualEncoder
+from crossmost.runtime.vocabulary import Vocabulary
 
 FORMAT = "crossmost-base/1"
 
@@ -61,6 +62,19 @@ def read_architecture(metadata: Mapping[str, str], source: Path, expected: str) 
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{source}: its description of the architecture cannot be read: {error}") from error
+
+
+def check_width(vocabulary: Vocabulary, architecture: Architecture) -> None:
+    """Refuse text embeddings of another width than the base's.
+
+    Raises:
+        InputError: says which text model the base was aligned with.
+    """
+    if vocabulary.dim != architecture.dim:
+        raise InputError(
+            f"expected text embeddings of {architecture.dim} numbers for this base ({architecture.text}), "
+            f"found {vocabulary.dim} ({vocabulary.tag or 'no tag'}): use the text tower the base was aligned with"
+        )
 
 
 def fill_weights(model: DualEncoder, tensors: Mapping[str, Tensor], source: Path) -> None:

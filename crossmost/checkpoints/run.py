@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmost.checkpoints.base import Architecture, describe, fill_weights, load_base, read_architecture
+from crossmost.checkpoints.base import (
+    Architecture,
+    check_width,
+    describe,
+    fill_weights,
+    load_base,
+    read_architecture,
+)
 from crossmost.checkpoints.store import Generation, Weights, load_generation, save_generation
 from crossmost.config import TrainConfig, make_config, read_options
 from crossmost.errors import InputError
@@ -52,11 +59,7 @@ def build_student(
     Raises:
         InputError: the vocabulary's width is not the base's.
     """
-    if vocabulary.dim != architecture.dim:
-        raise InputError(
-            f"expected text embeddings of {architecture.dim} numbers for this base ({architecture.text}), "
-            f"found {vocabulary.dim} ({vocabulary.tag or 'no tag'}): use the text tower the base was aligned with"
-        )
+    check_width(vocabulary, architecture)
     generator_state = torch.get_rng_state()
     torch.manual_seed(config.seed)  # Q of METHOD 1.9 is drawn here
     student = Student(

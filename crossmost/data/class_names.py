@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.data.catalog import UNKNOWN
 from crossmost.errors import InputError
 
 
@@ -30,12 +31,29 @@ def positions_in(vocabulary: Sequence[str], names: Sequence[str]) -> NDArray[np.
     Raises:
         InputError: a name that the vocabulary lacks, or two of the vocabulary's that read alike.
     """
+    found = positions_known(vocabulary, names)
+    for name in (name for name, position in zip(names, found, strict=True) if position == UNKNOWN):
+        folded = {fold(each): each for each in vocabulary}
+        close = difflib.get_close_matches(fold(name), list(folded), n=1, cutoff=0.0)
+        nearest = f"; the nearest is {folded[close[0]]!r}" if close else ""
+        raise InputError(f"expected classes out of the vocabulary, found {name!r}{nearest}")
+    return found
+
+
+def positions_known(vocabulary: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
+    """Find those class names that a vocabulary has.
+
+    Args:
+        vocabulary: class names, C of them.
+        names: of a data set's classes.
+
+    Returns:
+        (len(names),) int64 in 0..C-1, `UNKNOWN` for a name that the vocabulary lacks.
+
+    Raises:
+        InputError: two of the vocabulary's names read alike.
+    """
     positions = {fold(name): index for index, name in enumerate(vocabulary)}
     if len(positions) < len(vocabulary):
         raise InputError("expected vocabulary names that differ in more than case, '_', '-' and spaces")
-    for name in names:
-        if fold(name) not in positions:
-            close = difflib.get_close_matches(fold(name), list(positions), n=1, cutoff=0.0)
-            nearest = f"; the nearest is {vocabulary[positions[close[0]]]!r}" if close else ""
-            raise InputError(f"expected classes out of the vocabulary, found {name!r}{nearest}")
-    return np.array([positions[fold(name)] for name in names], dtype=np.int64)
+    return np.array([positions.get(fold(name), UNKNOWN) for name in names], dtype=np.int64)

@@ -217,7 +217,7 @@ class PointBert(nn.Module):
         visible = tokens
         if mask is not None:
             visible = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-        batch = len(tokens)
+        batch = tokens.shape[0]  # not len(): tracing for export would take it as a constant
         x = torch.cat([self.cls_token.expand(batch, -1, -1), visible], dim=1)
         position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
         x = self.norm(self.blocks(x, position))  # (B, 1 + G, width)

@@ -1,0 +1,1 @@
+"""From an adapted student to a verified bundle: ONNX, class bank, TensorRT engines."""

@@ -1,0 +1,41 @@
+"""`encoder.onnx` and `model.onnx` of a bundle, beside the one file of weights that both read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import onnx
+
+from crossmost import __version__
+from crossmost.export.graph import EncoderGraph
+from crossmost.export.onnx_encoder import encoder_model
+from crossmost.export.onnx_points import points_model
+from crossmost.export.precision import Precision
+from crossmost.export.weights import save_with_weights
+from crossmost.runtime.manifest import Encoder
+
+MODEL, ENCODER, WEIGHTS = "model.onnx", "encoder.onnx", "weights.bin"
+METADATA = "crossmost"
+"""Key of the graphs' metadata: what a graph is, for whoever finds it without its bundle."""
+
+
+def write_graphs(graph: EncoderGraph, facts: Encoder, precision: Precision, folder: Path) -> None:
+    """Write both graphs, checked and with their shapes inferred.
+
+    Args:
+        graph: the encoder in its precision.
+        facts: conventions of the encoder, for the metadata.
+        precision: of the graph.
+        folder: where to.
+    """
+    encoder = encoder_model(graph)
+    model = onnx.shape_inference.infer_shapes(points_model(graph.encoder.card, encoder), strict_mode=True)
+    for each, name in ((encoder, ENCODER), (model, MODEL)):
+        note = {"crossmost": __version__, "graph": name, "precision": precision, "encoder": asdict(facts)}
+        onnx.helper.set_model_props(each, {METADATA: json.dumps(note, sort_keys=True)})
+        each.producer_name, each.producer_version = "crossmost", __version__
+    save_with_weights([(encoder, folder / ENCODER), (model, folder / MODEL)], folder / WEIGHTS)
+    for name in (ENCODER, MODEL):
+        onnx.checker.check_model(str(folder / name), full_check=True)

@@ -1,0 +1,38 @@
+"""The one place where ONNX Runtime sessions are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU = ("CPUExecutionProvider",)
+
+
+def create_session(
+    path: Path | str, *, providers: Sequence[str] = CPU, threads: int | None = None
+) -> onnxruntime.InferenceSession:
+    """Open a graph for inference.
+
+    Args:
+        path: the .onnx file, its external data beside it.
+        providers: ONNX Runtime's execution providers, the preferred one first.
+        threads: of one inference; None for one a core.
+
+    Raises:
+        ModuleNotFoundError: neither onnxruntime nor onnxruntime-gpu is installed.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Errors come as exceptions; the warnings are about nodes placed on the CPU and initializers without a reader.
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    # This pass crashes the process on half-precision transformers (microsoft/onnxruntime issue 28392).
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "NchwcTransformer")
+    return onnxruntime.InferenceSession(str(path), options, providers=list(providers))

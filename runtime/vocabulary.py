@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 REQUIRED = ("names", "embeddings", "logit_scale")
+
+MOST_BYTES = 2**30
+"""Size of all arrays from which on they are not read: a small file can claim, and unpack to, a huge one."""
 
 
 class InvalidVocabulary(ValueError):
@@ -104,8 +106,13 @@ class Vocabulary:
         rows = self.embeddings[[row[name] for name in chosen]]
         return Vocabulary(chosen, rows, self.logit_scale, self.prompts, self.tag)
 
-    def save(self, path: Path | str) -> None:
-        """Write `classes.npz`; an existing file is replaced only once the new one is complete."""
+    def save(self, path: Path | str, **further: Any) -> None:
+        """Write `classes.npz`; an existing file is replaced only once the new one is complete.
+
+        Args:
+            path: where to.
+            further: arrays to store beside the vocabulary's own, which `load_vocabulary` passes over.
+        """
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
@@ -117,6 +124,7 @@ class Vocabulary:
                     logit_scale=np.float64(self.logit_scale),
                     prompts=np.array(self.prompts, dtype=np.str_),
                     tag=np.array(self.tag),
+                    **further,
                 )
                 file.flush()
                 os.fsync(file.fileno())
@@ -133,18 +141,25 @@ def load_vocabulary(path: Path | str) -> Vocabulary:
     Raises:
         InvalidVocabulary: names the file and says what is wrong with it.
     """
-    path = Path(path)
-    arrays = _read_arrays(path)
+    return parse_vocabulary(read_arrays(Path(path)), Path(path))
+
+
+def parse_vocabulary(arrays: Mapping[str, NDArray[Any]], path: Path) -> Vocabulary:
+    """Make a vocabulary of the arrays of a `classes.npz`; others among them are passed over.
+
+    Raises:
+        InvalidVocabulary: names the file and says what is wrong with it.
+    """
     if any(key not in arrays for key in REQUIRED):
         found = ", ".join(arrays) or "nothing"
         raise InvalidVocabulary(f"{path}: expected {', '.join(REQUIRED)} in it, found {found}")
     try:
         return Vocabulary.create(
-            _strings(arrays["names"], "names"),
+            texts(arrays["names"], "names"),
             arrays["embeddings"],
-            logit_scale=_number(arrays["logit_scale"]),
-            prompts=_strings(arrays.get("prompts", np.array([], dtype=np.str_)), "prompts"),
-            tag=str(arrays.get("tag", np.array(""))),
+            logit_scale=single(arrays["logit_scale"], "logit_scale"),
+            prompts=texts(arrays.get("prompts", np.array([], dtype=np.str_)), "prompts"),
+            tag=single_text(arrays.get("tag", np.array("")), "tag"),
         )
     except InvalidVocabulary as error:
         raise InvalidVocabulary(f"{path}: {error}") from None
@@ -192,28 +207,65 @@ def unit_rows(names: tuple[str, ...], embeddings: NDArray[Any]) -> NDArray[np.fl
     return (rows / lengths).astype(np.float32)
 
 
-def _read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
+def read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
+    """All arrays of a `classes.npz`; nothing pickled is loaded.
+
+    Raises:
+        InvalidVocabulary: no such file, damaged, of another kind, or too large.
+    """
     if not path.is_file():
         raise InvalidVocabulary(f"{path}: expected a classes.npz, found no such file")
     if not zipfile.is_zipfile(path):
         raise InvalidVocabulary(f"{path}: expected a classes.npz, found a truncated or another kind of file")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            size = sum(member.file_size for member in archive.zip.infolist())
+            if size > MOST_BYTES:
+                raise ValueError(f"{size} bytes of them, more than {MOST_BYTES}")
+            arrays = {key: archive[key] for key in archive.files}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("something else beside arrays")
+        return arrays
+    except Exception as error:  # a damaged file makes zipfile and numpy raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InvalidVocabulary(f"{path}: expected arrays without pickled objects, found {reason}") from error
 
 
-def _strings(array: NDArray[Any], key: str) -> tuple[str, ...]:
-    if array.ndim != 1 or array.dtype.kind != "U":
+def texts(array: NDArray[Any], key: str) -> tuple[str, ...]:
+    """The entries of a row of text.
+
+    Raises:
+        InvalidVocabulary: no row, no text, or characters that do not exist.
+    """
+    if array.ndim != 1 or array.dtype.kind != "U" or (array.itemsize == 0 and array.size > 1):
         raise InvalidVocabulary(
             f"expected {key} as a row of text, found {array.dtype} of shape {array.shape}"
         )
-    return tuple(str(entry) for entry in array)
+    try:
+        entries = tuple(str(entry) for entry in array)
+        "".join(entries).encode()
+    except (SystemError, ValueError) as error:
+        raise InvalidVocabulary(f"expected {key} as text, found characters that do not exist") from error
+    return entries
 
 
-def _number(array: NDArray[Any]) -> float:
+def single_text(array: NDArray[Any], key: str) -> str:
+    """The only text in an array.
+
+    Raises:
+        InvalidVocabulary: several, or no text.
+    """
+    if array.size != 1:
+        raise InvalidVocabulary(f"expected one {key}, found {array.size}")
+    return texts(array.reshape(-1), key)[0]
+
+
+def single(array: NDArray[Any], key: str) -> float:
+    """The only number in an array.
+
+    Raises:
+        InvalidVocabulary: several, or no real number.
+    """
     if array.size != 1 or array.dtype.kind not in "fiu":
-        raise InvalidVocabulary(f"expected one logit_scale, found {array.dtype} of shape {array.shape}")
+        raise InvalidVocabulary(f"expected one {key}, found {array.dtype} of shape {array.shape}")
     return float(array.reshape(()))

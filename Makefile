@@ -36,7 +36,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet -e ".[cpu,train,report,tensorboard,dev]" -c constraints.txt
+	$(PIP) install --quiet -e ".[cpu,train,export,tensorrt-rtx,ros,report,tensorboard,dev]" -c constraints.txt
 	touch $@ $(VENV)/.demo
 
 clean:

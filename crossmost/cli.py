@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,8 @@ Clip = Annotated[str | None, typer.Option(help="open_clip model whose text tower
 ClipWeights = Annotated[str | None, typer.Option(help="Its weights: an open_clip tag or a file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read and augment.")]
+VERIFICATION, ENGINES, NAMES = "Verification", "TensorRT engines", "Class names of a base, and the text tower"
+"""Panels of `export --help`."""
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -95,12 +98,16 @@ def command(**options: Any) -> Callable[[Callable[..., None]], Callable[..., Non
 
 def explain(error: Exception) -> tuple[int, str | None]:
     """Exit code and line of an error; no line for one that is a defect of ours and keeps its traceback."""
+    from crossmost.runtime.bundle_json import InvalidBundle
+    from crossmost.runtime.engine_errors import EngineBuildFailed, InvalidEngineRequest
     from crossmost.runtime.preprocess import InvalidCloud
+    from crossmost.runtime.text_encoder import InvalidTextEncoder
     from crossmost.runtime.vocabulary import InvalidVocabulary
 
-    if isinstance(error, (InputError, InvalidCloud, InvalidVocabulary)):
+    bad_input = (InvalidCloud, InvalidVocabulary, InvalidBundle, InvalidTextEncoder, InvalidEngineRequest)
+    if isinstance(error, (InputError, *bad_input)):
         return 2, " ".join(str(error).split())
-    if isinstance(error, WorkFailed):
+    if isinstance(error, (WorkFailed, EngineBuildFailed)):
         return 1, " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and error.name:
         for extra, modules in EXTRAS.items():
@@ -297,81 +304,135 @@ def evaluate(
 
 @command(
     epilog="Example: `crossmost export runs/scans --fp16 --out scans.bundle`\n\n"
-    "Verified on your own clouds, with an engine: `crossmost export runs/scans --fp16 --verify scans/ --tensorrt "
-    "--out scans.bundle`\n\nA base without adaptation: `crossmost export base.safetensors --classes mug,bowl --out b.bundle`"
+    "With an engine, verified on your own clouds: `crossmost export runs/scans --fp16 --tensorrt --verify scans/ "
+    "--out scans.bundle`\n\n"
+    "A base that was never adapted: `crossmost export base.safetensors --classes mug,bowl --out b.bundle`\n\n"
+    "The bundle: `model.onnx` (points to embedding, in any ONNX Runtime), `encoder.onnx` (the fast path of "
+    "`crossmost.runtime`), their `weights.bin`, `classes.npz`, `manifest.json`. `crossmost inspect BUNDLE` reads it. "
+    "A gate of the verification that fails is exit 1, and leaves no bundle."
 )
 def export(
     model: Annotated[Path, typer.Argument(help="Folder made by `crossmost train`, or a base .safetensors.")],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, typed in the graphs.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16, for recent GPUs only.")] = False,
-    verify: Annotated[
-        Path | None, typer.Option(help="Clouds of yours to verify on; default: those the run kept.")
-    ] = None,
-    verify_clouds: Annotated[int, typer.Option(min=1, help="The most clouds verified.")] = 64,
-    batch: Annotated[
-        str, typer.Option(help="Smallest, typical and largest batch: verified, and what engines take.")
-    ] = "1:8:64",
+    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16; runs on recent GPUs only.")] = False,
+    text_encoder: Annotated[
+        bool, typer.Option("--text-encoder", help="Add the CLIP text tower: new class names on the robot.")
+    ] = False,
     unknown_rate: Annotated[
         float, typer.Option(help="Share of clouds like yours that may be called unknown.")
     ] = 0.05,
     unknown_labels: Annotated[
         Path | None,
-        typer.Option(help="Labelled clouds, some of foreign classes: finds the threshold with them instead."),
+        typer.Option(help="Labelled clouds, some of foreign classes: find the threshold with them instead."),
     ] = None,
-    text_encoder: Annotated[
-        bool,
-        typer.Option("--text-encoder", help="Add the CLIP text tower, for new class names on the robot."),
-    ] = False,
-    tensorrt: Annotated[
-        bool,
-        typer.Option("--tensorrt", help="Build an engine: TensorRT where a GPU answers, else TensorRT-RTX."),
-    ] = False,
-    tensorrt_rtx: Annotated[
-        bool, typer.Option("--tensorrt-rtx", help="Build it with TensorRT-RTX, which needs no GPU to build.")
-    ] = False,
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Engine also for later TensorRT versions.")
-    ] = False,
-    hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Engine also for other GPUs.")
-    ] = False,
-    strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="Engine without weights, refitted from the ONNX.")
-    ] = False,
-    refittable: Annotated[
-        bool, typer.Option("--refittable", help="Engine whose weights can be replaced.")
-    ] = False,
-    timing_cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps TensorRT's measured timings for the next build.")
-    ] = None,
-    classes: Classes = None,
-    vocabulary: VocabularyFile = None,
-    clip: Clip = None,
-    clip_weights: ClipWeights = None,
-    split: Split = None,
-    up_axis: UpAxis = "z",
-    columns: Columns = None,
-    color: Color = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the bundle in --out.")] = False,
     as_json: Json = False,
+    verify: Annotated[
+        Path | None,
+        typer.Option(help="Clouds of yours; default: those the run kept.", rich_help_panel=VERIFICATION),
+    ] = None,
+    verify_clouds: Annotated[
+        int, typer.Option(min=1, help="The most of them.", rich_help_panel=VERIFICATION)
+    ] = 32,
+    batch: Annotated[
+        str,
+        typer.Option(
+            help="Smallest, typical and largest batch; engines take these too.", rich_help_panel=VERIFICATION
+        ),
+    ] = "1:8:64",
+    split: Annotated[
+        str | None, typer.Option(help="Use only this split: train, test.", rich_help_panel=VERIFICATION)
+    ] = None,
+    up_axis: Annotated[
+        str, typer.Option(help="Their up axis: x, y, z, -x, -y, -z.", rich_help_panel=VERIFICATION)
+    ] = "z",
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Meaning of array columns: xyz, xyzrgb, xyz_rgb.", rich_help_panel=VERIFICATION),
+    ] = None,
+    color: Annotated[
+        str,
+        typer.Option("--color", "--colour", help="auto or none (ignore it).", rich_help_panel=VERIFICATION),
+    ] = "auto",
+    tensorrt: Annotated[
+        bool,
+        typer.Option(
+            "--tensorrt",
+            help="Build engines: by TensorRT where a GPU answers, else by TensorRT-RTX.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = False,
+    tensorrt_rtx: Annotated[
+        bool,
+        typer.Option(
+            "--tensorrt-rtx", help="By TensorRT-RTX, which needs no GPU to build.", rich_help_panel=ENGINES
+        ),
+    ] = False,
+    points: Annotated[
+        str | None,
+        typer.Option(
+            help="Also an engine of model.onnx, for this many points: 1024:2048:8192.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible", help="For later TensorRT versions too.", rich_help_panel=ENGINES
+        ),
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="For other GPUs too.", rich_help_panel=ENGINES)
+    ] = False,
+    strip_weights: Annotated[
+        bool,
+        typer.Option(
+            "--strip-weights", help="Without weights: refitted from the ONNX.", rich_help_panel=ENGINES
+        ),
+    ] = False,
+    refittable: Annotated[
+        bool, typer.Option("--refittable", help="Weights can be replaced.", rich_help_panel=ENGINES)
+    ] = False,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps measured timings for the next build.", rich_help_panel=ENGINES),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Class names: a file, or 'mug,bowl'.", rich_help_panel=NAMES)
+    ] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option("--vocabulary", help="Ready-made classes.npz.", rich_help_panel=NAMES)
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="open_clip model of the text tower.", rich_help_panel=NAMES)
+    ] = None,
+    clip_weights: Annotated[
+        str | None, typer.Option(help="Its weights: an open_clip tag or a file.", rich_help_panel=NAMES)
+    ] = None,
 ) -> None:
-    """Make a verified bundle for the robot: ONNX graphs, class bank, TensorRT engine."""
+    """Make a verified bundle for the robot: ONNX graphs, class bank, TensorRT engines."""
     if fp16 and bf16:
         raise InputError("expected --fp16 or --bf16, found both")
+    of_engines = (points, version_compatible, hardware_compatible, strip_weights, refittable, timing_cache)
+    if any(of_engines) and not (tensorrt or tensorrt_rtx):
+        raise InputError("options of TensorRT engines were given, and none is asked for: add --tensorrt")
     from crossmost import workflows
     from crossmost.export.command import export_bundle
-    from crossmost.export.engine_options import EngineOptions, parse_profile
     from crossmost.export.workflow import EngineRequest, ExportOptions
+    from crossmost.runtime.engine_options import EngineOptions, parse_profile
 
-    engine = EngineOptions(
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        strip_weights=strip_weights,
-        refittable=refittable,
-        timing_cache=timing_cache,
+    engine = EngineRequest(
+        "tensorrt-rtx" if tensorrt_rtx else "auto",
+        EngineOptions(
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            strip_weights=strip_weights,
+            refittable=refittable,
+            timing_cache=timing_cache,
+        ),
+        parse_profile(points) if points else None,
     )
-    package: Any = "tensorrt-rtx" if tensorrt_rtx else "auto"
     export_bundle(
         model,
         out,
@@ -382,7 +443,7 @@ def export(
             batch=parse_profile(batch),
             unknown_rate=unknown_rate,
             clouds=verify_clouds,
-            engine=EngineRequest(package, engine) if tensorrt or tensorrt_rtx else None,
+            engine=engine if tensorrt or tensorrt_rtx else None,
             overwrite=overwrite,
         ),
         verify=verify,
@@ -395,7 +456,7 @@ def export(
 
 @command(epilog="Example: `crossmost inspect scans/ --up-axis y`")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A cloud, a mesh or a dataset.")],
+    path: Annotated[Path, typer.Argument(help="A cloud, a mesh, a dataset or a bundle.")],
     split: Split = None,
     up_axis: UpAxis = "z",
     columns: Columns = None,
@@ -404,7 +465,12 @@ def inspect(
     ] = 1024,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a cloud or dataset and what about it would make accuracy bad."""
+    """Say what a bundle is, or what is in a cloud or dataset and what about it would make accuracy bad."""
+    if (path / "manifest.json").is_file():
+        from crossmost.runtime.bundle_summary import describe, summarize
+
+        typer.echo(json.dumps(describe(path)) if as_json else "\n".join(summarize(path)))
+        return
     from crossmost.data.inspection import inspect_path
 
     found = inspect_path(path, split=split, points=points, up_axis=up_axis, columns=columns)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from onnx import TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from crossmost.errors import InputError
+from crossmost.runtime.engine_builder import GraphSource
 from crossmost.runtime.manifest import hash_file
 
 PRECISIONS: dict[int, str] = {
@@ -22,21 +22,6 @@ PRECISIONS: dict[int, str] = {
     TensorProto.FLOAT16: "fp16",
     TensorProto.BFLOAT16: "bf16",
 }
-
-
-@dataclass(frozen=True)
-class GraphSource:
-    """An ONNX file as a recipe names it.
-
-    Attributes:
-        sha256: of the file.
-        weights: sha256 by file name of the external data beside it.
-        precision: `fp32`, `fp16` or `bf16`: what most of its weights are.
-    """
-
-    sha256: str
-    weights: dict[str, str]
-    precision: str
 
 
 def read_source(path: Path) -> GraphSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from crossmost.export.onnx_encoder import encoder_model
 from crossmost.export.onnx_points import points_model
 from crossmost.export.precision import Precision
 from crossmost.export.weights import save_with_weights
+from crossmost.runtime.cuda_kernels import KERNELS
 from crossmost.runtime.manifest import Encoder
 
 MODEL, ENCODER, WEIGHTS = "model.onnx", "encoder.onnx", "weights.bin"
@@ -22,7 +24,7 @@ METADATA = "crossmost"
 
 
 def write_graphs(graph: EncoderGraph, facts: Encoder, precision: Precision, folder: Path) -> None:
-    """Write both graphs, checked and with their shapes inferred.
+    """Write both graphs, checked and with their shapes inferred, and the CUDA kernels that cut clouds into patches.
 
     Args:
         graph: the encoder in its precision.
@@ -39,3 +41,5 @@ def write_graphs(graph: EncoderGraph, facts: Encoder, precision: Precision, fold
     save_with_weights([(encoder, folder / ENCODER), (model, folder / MODEL)], folder / WEIGHTS)
     for name in (ENCODER, MODEL):
         onnx.checker.check_model(str(folder / name), full_check=True)
+    for kernel in sorted(KERNELS.glob("*.ptx")):
+        shutil.copyfile(kernel, folder / kernel.name)

@@ -8,16 +8,29 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.errors import WorkFailed
+from crossmost.runtime import whole_files
+from crossmost.runtime.whole_files import sync, sync_folder
+
+__all__ = [
+    "failing_as_work",
+    "json_line",
+    "reason",
+    "replacing",
+    "save_arrays",
+    "sync",
+    "sync_folder",
+    "write_json_atomic",
+    "write_text_atomic",
+]
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -64,15 +77,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WorkFailed: the operating system refused something; `path` is as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    with failing_as_work(f"cannot save {path}", "what was there before is untouched"):
-        try:
-            yield partial
-            os.replace(partial, path)
-            sync_folder(path.parent)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+    with (
+        failing_as_work(f"cannot save {path}", "what was there before is untouched"),
+        whole_files.replacing(path) as partial,
+    ):
+        yield partial
 
 
 @contextmanager
@@ -82,22 +91,6 @@ def failing_as_work(what: str, remains: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise WorkFailed(f"{what}: {reason(error)}; {remains}") from error
-
-
-def sync(file: IO[bytes]) -> None:
-    """Bring what was written to `file` to the disk: a full disk may only show here."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring renames to the disk where the system offers it; elsewhere they are still whole, and in order."""
-    with suppress(OSError):  # Windows and some network file systems cannot open or sync a folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def reason(error: Exception) -> str:

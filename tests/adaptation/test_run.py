@@ -99,7 +99,7 @@ class TestFiles:
     def test_a_finished_run_holds_what_the_design_lists(self, finished_run: Path) -> None:
         expected = {
             "student.safetensors", "teacher.safetensors", "base.safetensors", "classes.npz", "config.yaml",
-            "metrics.jsonl", "pseudo_labels.npz", "provenance.json", "state.pt",
+            "metrics.jsonl", "pseudo_labels.npz", "provenance.json", "sample.npz", "state.pt",
         }  # fmt: skip
         assert {path.name for path in finished_run.iterdir()} == expected  # nothing hidden is left either
         assert torch.load(finished_run / "state.pt", weights_only=True)["progress"]["epoch"] == 2

@@ -38,7 +38,9 @@ def test_the_graph_is_standard_and_typed(models, precision):
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("LayerNormalization") == 2 * 2 + 1
     assert "BatchNormalization" not in kinds
-    assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {FLOAT}
+    assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {
+        FLOAT
+    }
     wanted = {"fp32": FLOAT, "fp16": HALF, "bf16": BFLOAT}[precision]
     large = {each.data_type for each in model.graph.initializer if np.prod(each.dims) >= 16 * 16}
     assert wanted in large
@@ -69,7 +71,9 @@ def test_nothing_of_the_exporting_machine_is_in_it(models):
     assert b".py" not in content
     assert str(Path(torch.__file__).parents[2]).encode() not in content
     assert all(
-        note.key == "pkg.torch.onnx.name_scopes" for node in models["fp16"].graph.node for note in node.metadata_props
+        note.key == "pkg.torch.onnx.name_scopes"
+        for node in models["fp16"].graph.node
+        for note in node.metadata_props
     )
 
 

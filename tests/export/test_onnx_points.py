@@ -116,7 +116,12 @@ def test_colors_pass_through(tmp_path, rng):
 
 def test_a_plug_in_finds_farthest_point_sampling(card):
     model = sampling_model(card)
-    assert [entry.name for entry in model.functions] == ["Normalize", "Fill", "FarthestPointSampling", "Group"]
+    assert [entry.name for entry in model.functions] == [
+        "Normalize",
+        "Fill",
+        "FarthestPointSampling",
+        "Group",
+    ]
     (node,) = (node for node in model.graph.node if node.op_type == "FarthestPointSampling")
     attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
     assert attributes == {"num_samples": 16, "plugin_namespace": b"crossmost", "plugin_version": b"1"}

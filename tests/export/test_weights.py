@@ -32,7 +32,9 @@ def test_equal_weights_are_stored_once_whatever_their_name_and_form(tmp_path, rn
     paths = [tmp_path / f"{name}.onnx" for name in "abc"]
     save_with_weights(list(zip(models, paths, strict=True)), tmp_path / "weights.bin")
 
-    assert (tmp_path / "weights.bin").stat().st_size == 2 * ALIGNMENT + other.nbytes  # 64 x 32 floats are two pages
+    assert (
+        tmp_path / "weights.bin"
+    ).stat().st_size == 2 * ALIGNMENT + other.nbytes  # 64 x 32 floats are two pages
     assert all(path.stat().st_size < 2 * INLINE_BYTES for path in paths)
     x = rng.standard_normal((3, 64)).astype(np.float32)
     for path, expected in zip(paths, (weight, weight, other), strict=True):

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from crossmost.errors import WorkFailed
-from crossmost.export.engine_packages import TensorRt
-from crossmost.export.engine_timing import TimingCache, timing_key
 from crossmost.runtime.cuda_driver import Gpu
+from crossmost.runtime.engine_errors import EngineBuildFailed
+from crossmost.runtime.engine_packages import TensorRt
+from crossmost.runtime.engine_timing import TimingCache, timing_key
 
 
 class FakeCache:
@@ -103,7 +103,7 @@ def test_timings_that_cannot_be_used_count_as_none(cache, found):
 
 def test_a_folder_that_cannot_be_used_is_said_before_the_build(tmp_path):
     (tmp_path / "timings").write_text("a file")
-    with pytest.raises(WorkFailed, match="leave out --timing-cache"):
+    with pytest.raises(EngineBuildFailed, match="leave out --timing-cache"):
         build(TimingCache(tmp_path / "timings", "key"))
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from crossmost.export.engine_packages import TensorRt, Unavailable, find_tensorrt
 from crossmost.runtime.cuda_driver import CudaDriver, Gpu
+from crossmost.runtime.engine_packages import TensorRt, Unavailable, find_tensorrt
 
 ORIN = Gpu("NVIDIA Orin", "8.7")
 WITH_GPU = CudaDriver("12.6", (ORIN, Gpu("second", "8.6")), "")
@@ -84,7 +84,7 @@ def test_nothing_installed_says_what_to_install():
 
 
 def test_the_search_of_this_machine_ends_well():
-    code = "from crossmost.export.engine_packages import find_tensorrt; print(find_tensorrt('tensorrt'))"
+    code = "from crossmost.runtime.engine_packages import find_tensorrt; print(find_tensorrt('tensorrt'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "TensorRT" in done.stdout

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from onnx import parser
 
-from crossmost.errors import InputError, WorkFailed
-from crossmost.export.engine_builder import build_engine
-from crossmost.export.engine_options import EngineOptions, Profile
-from crossmost.export.engine_packages import TensorRt
+from crossmost.runtime import engine_builder
 from crossmost.runtime.cuda_driver import Gpu
+from crossmost.runtime.engine_errors import EngineBuildFailed, InvalidEngineRequest
+from crossmost.runtime.engine_options import EngineOptions, Profile
+from crossmost.runtime.engine_packages import TensorRt
 
 HOPPER, TURING = Gpu("NVIDIA H100", "9.0"), Gpu("Tesla T4", "7.5")
 BATCH = Profile(1, 8, 64)
@@ -24,6 +24,13 @@ NETWORKS = {
     "11.4.0.106": IntEnum("Eleven", {"STRONGLY_TYPED": 0, "PREFER_JIT": 1, "PREFER_AOT": 2}),
     "99.0": IntEnum("Later", {"PREFER_JIT": 0}),
 }
+
+
+def build_engine(graph: Path, *arguments: Any, **options: Any) -> engine_builder.Engine:
+    """Build from a graph that nothing is known of."""
+    return engine_builder.build_engine(
+        graph, engine_builder.GraphSource("0" * 64, {}, "fp32"), *arguments, **options
+    )
 
 
 class FakeTensorRt:
@@ -126,14 +133,14 @@ def test_the_profile_names_min_opt_and_max_of_every_dynamic_axis(graph):
 def test_an_axis_without_sizes_is_named(graph, axis):
     fake = FakeTensorRt()
     fake.axes = ("batch", axis)
-    with pytest.raises(InputError, match=f"--{axis or 'axis 1'}"):
+    with pytest.raises(InvalidEngineRequest, match=f"--{axis or 'axis 1'}"):
         build_engine(graph, tensorrt(fake), BATCH)
 
 
 def test_sizes_that_tensorrt_refuses_are_named(graph):
     fake = FakeTensorRt()
     fake.profile_index = -1
-    with pytest.raises(WorkFailed, match="batch 1:8:64"):
+    with pytest.raises(EngineBuildFailed, match="batch 1:8:64"):
         build_engine(graph, tensorrt(fake), BATCH)
 
 
@@ -169,25 +176,25 @@ def test_hardware_compatibility_depends_on_the_gpu(graph):
     engine = build_engine(graph, tensorrt(fake), BATCH, options)
     assert fake.config.hardware_compatibility_level.name == "AMPERE_PLUS"
     assert engine.facts.recipe.flags.hardware == "ampere+"
-    with pytest.raises(WorkFailed, match=r"TensorRT 10\.13\.3\.9 does not know --hardware-compatible"):
+    with pytest.raises(EngineBuildFailed, match=r"TensorRT 10\.13\.3\.9 does not know --hardware-compatible"):
         build_engine(graph, tensorrt(FakeTensorRt(), TURING), BATCH, options)  # this version lacks the level
 
 
 def test_an_option_that_a_version_lacks_is_named(graph):
     fake = FakeTensorRt(flags=("TF32", "REFIT"))
-    with pytest.raises(WorkFailed, match="does not know --strip-weights: leave it out"):
+    with pytest.raises(EngineBuildFailed, match="does not know --strip-weights: leave it out"):
         build_engine(graph, tensorrt(fake), BATCH, EngineOptions(strip_weights=True))
 
 
 def test_a_failed_build_gives_the_last_error_and_the_options(graph):
-    with pytest.raises(WorkFailed) as caught:
+    with pytest.raises(EngineBuildFailed) as caught:
         build_engine(graph, tensorrt(FakeTensorRt(plan=None)), BATCH)
     assert (
         str(caught.value) == "TensorRT 10.13.3.9 could not build encoder.onnx: Error Code 2: no kernel fits"
     )
     options = EngineOptions(version_compatible=True, hardware_compatible=True)
     with pytest.raises(
-        WorkFailed, match=r"encoder\.onnx with --version-compatible and --hardware-compatible: "
+        EngineBuildFailed, match=r"encoder\.onnx with --version-compatible and --hardware-compatible: "
     ):
         build_engine(graph, tensorrt(FakeTensorRt(plan=None)), BATCH, options)
 
@@ -199,7 +206,7 @@ def test_a_parser_error_names_the_node(graph):
             desc=lambda: "not\nsupported", node_operator=lambda: "Loop", node_name=lambda: "steps"
         )
     ]
-    with pytest.raises(WorkFailed, match=r"cannot read encoder\.onnx: Loop steps: not supported"):
+    with pytest.raises(EngineBuildFailed, match=r"cannot read encoder\.onnx: Loop steps: not supported"):
         build_engine(graph, tensorrt(fake), BATCH)
 
 
@@ -209,7 +216,7 @@ def test_a_builder_that_does_not_start_is_one_line(graph):
             logger.log(self.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    with pytest.raises(WorkFailed, match=r"TensorRT 10\.13\.3\.9 cannot start: .*error: 35"):
+    with pytest.raises(EngineBuildFailed, match=r"TensorRT 10\.13\.3\.9 cannot start: .*error: 35"):
         build_engine(graph, tensorrt(Refusing()), BATCH)
 
 

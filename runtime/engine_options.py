@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossmost.errors import InputError
+from crossmost.runtime.engine_errors import InvalidEngineRequest
 
 LEVELS = range(6)
 
@@ -21,7 +21,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
-            raise InputError(
+            raise InvalidEngineRequest(
                 f"expected 1 <= min <= opt <= max, found {self.min}:{self.opt}:{self.max}: write it as 1:8:64"
             )
 
@@ -56,19 +56,23 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and self.optimization_level not in LEVELS:
-            raise InputError(f"expected an optimization level from 0 to 5, found {self.optimization_level}")
+            raise InvalidEngineRequest(
+                f"expected an optimization level from 0 to 5, found {self.optimization_level}"
+            )
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise InputError(f"expected a workspace of at least 1 byte, found {self.workspace_bytes}")
+            raise InvalidEngineRequest(
+                f"expected a workspace of at least 1 byte, found {self.workspace_bytes}"
+            )
 
 
 def parse_profile(text: str) -> Profile:
     """Read `min:opt:max`, such as `1:8:64`, or one number for an axis of that size alone.
 
     Raises:
-        InputError: anything else, or sizes out of order.
+        InvalidEngineRequest: anything else, or sizes out of order.
     """
     parts = text.strip().split(":")
     if len(parts) not in (1, 3) or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
-        raise InputError(f"expected min:opt:max, such as 1:8:64, or one number, found {text!r}")
+        raise InvalidEngineRequest(f"expected min:opt:max, such as 1:8:64, or one number, found {text!r}")
     sizes = [int(part) for part in parts]
     return Profile(*sizes) if len(sizes) == 3 else Profile(*sizes * 3)

@@ -1,4 +1,4 @@
-"""Finding a TensorRT that can build engines here: TensorRT itself, which needs a GPU, or TensorRT-RTX."""
+"""Finding a TensorRT to work with here: TensorRT itself, which needs a GPU, or TensorRT-RTX, which builds without."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class Unavailable:
 def find_tensorrt(
     wanted: Wanted = "auto",
     *,
+    device: int = 0,
     probe: Callable[[], CudaDriver] = probe_cuda,
     load: Callable[[str], Any] = importlib.import_module,
 ) -> TensorRt | Unavailable:
@@ -59,23 +60,27 @@ def find_tensorrt(
 
     Args:
         wanted: one of the two alone, or `auto`.
+        device: index of the GPU to build for.
         probe: asks the CUDA driver.
         load: imports a module by name.
     """
     driver = probe()
+    if driver.gpus and device >= len(driver.gpus):
+        return Unavailable(f"expected GPU {device}, found {len(driver.gpus)} of them, the first with number 0")
     packages = ("tensorrt", "tensorrt-rtx") if wanted == "auto" else (wanted,)
     reasons = []
     for package in packages:
-        found = _tensorrt(driver, load) if package == "tensorrt" else _tensorrt_rtx(driver, load)
+        find = _tensorrt if package == "tensorrt" else _tensorrt_rtx
+        found = find(driver, device, load)
         if isinstance(found, TensorRt):
             return found
         reasons.append(found.reason)
     return Unavailable("; ".join(reasons))
 
 
-def _tensorrt(driver: CudaDriver, load: Callable[[str], Any]) -> TensorRt | Unavailable:
+def _tensorrt(driver: CudaDriver, device: int, load: Callable[[str], Any]) -> TensorRt | Unavailable:
     if not driver.gpus:  # before the import: without a driver TensorRT ends the process
-        return Unavailable(f"TensorRT builds on a GPU only: {driver.reason}")
+        return Unavailable(f"TensorRT works on a GPU only: {driver.reason}")
     module = _load("tensorrt", "tensorrt", load)
     if isinstance(module, Unavailable):
         return module
@@ -83,14 +88,14 @@ def _tensorrt(driver: CudaDriver, load: Callable[[str], Any]) -> TensorRt | Unav
     major = version.partition(".")[0]
     if not major.isdigit() or int(major) < OLDEST_TENSORRT:
         return Unavailable(f"expected TensorRT {OLDEST_TENSORRT} or later, found {version}")
-    return TensorRt("tensorrt", module, version, driver.gpus[0], driver.version)
+    return TensorRt("tensorrt", module, version, driver.gpus[device], driver.version)
 
 
-def _tensorrt_rtx(driver: CudaDriver, load: Callable[[str], Any]) -> TensorRt | Unavailable:
+def _tensorrt_rtx(driver: CudaDriver, device: int, load: Callable[[str], Any]) -> TensorRt | Unavailable:
     module = _load("tensorrt-rtx", "tensorrt_rtx", load)
     if isinstance(module, Unavailable):
         return module
-    gpu = driver.gpus[0] if driver.gpus else None
+    gpu = driver.gpus[device] if driver.gpus else None
     return TensorRt("tensorrt-rtx", module, str(module.__version__), gpu, driver.version)
 
 

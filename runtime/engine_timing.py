@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from crossmost.checkpoints.atomic import failing_as_work, replacing, sync
-from crossmost.errors import WorkFailed
-from crossmost.export.engine_packages import TensorRt
+from crossmost.runtime.engine_errors import EngineBuildFailed
+from crossmost.runtime.engine_packages import TensorRt
+from crossmost.runtime.file_locks import locked
+from crossmost.runtime.whole_files import write_whole
 
 LOCK_SECONDS = 60
 """Others hold the lock while they read or write a file of some megabytes."""
@@ -28,12 +28,16 @@ class TimingCache:
         """Give a build the timings known so far; a damaged or missing file counts as empty.
 
         Raises:
-            WorkFailed: the folder or the file cannot be used.
+            EngineBuildFailed: the folder or the file cannot be used.
         """
-        with failing_as_work(f"cannot use the timing cache in {self.folder}", "leave out --timing-cache"):
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
                 known = self._read()
+        except OSError as error:
+            raise EngineBuildFailed(
+                f"cannot use the timing cache in {self.folder}: {error.strerror or error}; leave out --timing-cache"
+            ) from error
         cache = config.create_timing_cache(known)
         if cache is None or not config.set_timing_cache(cache, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
@@ -46,26 +50,21 @@ class TimingCache:
         """
         cache = config.get_timing_cache()
         try:
-            with (
-                failing_as_work(f"cannot lock {self._path}", "what was there before is untouched"),
-                self._lock(),
-            ):
+            with self._lock():
                 others = config.create_timing_cache(self._read())
                 if others is not None:
                     cache.combine(others, False)
-                with replacing(self._path) as partial, open(partial, "wb") as file:
-                    file.write(bytes(cache.serialize()))
-                    sync(file)
-        except WorkFailed as error:
-            return (f"the timing cache was not updated: {error}",)
+                write_whole(self._path, bytes(cache.serialize()))
+        except OSError as error:
+            return (f"the timing cache was not updated: {self._path}: {error.strerror or error}",)
         return ()
 
     @property
     def _path(self) -> Path:
         return self.folder / f"{self.key}.cache"
 
-    def _lock(self) -> FileLock:
-        return FileLock(self.folder / f"{self.key}.lock", timeout=LOCK_SECONDS)
+    def _lock(self) -> AbstractContextManager[None]:
+        return locked(self.folder / f"{self.key}.lock", LOCK_SECONDS)
 
     def _read(self) -> bytes:
         return self._path.read_bytes() if self._path.exists() else b""

@@ -1,4 +1,4 @@
-"""TensorRT engines from typed ONNX graphs, and the files they become.
+"""TensorRT engines from typed ONNX graphs, and the files they become; on the robot as in `crossmost export`.
 
 Half precision is in the graph's types; no precision flag is ever set, so that TensorRT 10, 11 and TensorRT-RTX
 compute the same network.
@@ -7,15 +7,16 @@ compute the same network.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossmost.checkpoints.atomic import failing_as_work, replacing, sync, write_json_atomic
-from crossmost.errors import WorkFailed
-from crossmost.export.engine_interrupt import cancelling_on_interrupt
-from crossmost.export.engine_network import (
+from crossmost.runtime.engine_errors import EngineBuildFailed
+from crossmost.runtime.engine_facts import EngineFacts, EngineFlags, EngineRecipe, this_platform
+from crossmost.runtime.engine_interrupt import cancelling_on_interrupt
+from crossmost.runtime.engine_network import (
     Build,
     add_profile,
     configure,
@@ -26,11 +27,10 @@ from crossmost.export.engine_network import (
     outputs_of,
     tensor_facts,
 )
-from crossmost.export.engine_options import EngineOptions, Profile
-from crossmost.export.engine_packages import TensorRt
-from crossmost.export.engine_source import GraphSource, read_source
-from crossmost.export.engine_timing import TimingCache, timing_key
-from crossmost.runtime.engine_facts import EngineFacts, EngineFlags, EngineRecipe, this_platform
+from crossmost.runtime.engine_options import EngineOptions, Profile
+from crossmost.runtime.engine_packages import TensorRt
+from crossmost.runtime.engine_timing import TimingCache, timing_key
+from crossmost.runtime.whole_files import write_whole
 
 DEFAULTS = EngineOptions()
 SWITCHES = {
@@ -40,6 +40,21 @@ SWITCHES = {
     "refittable": "--refittable",
 }
 """The fields of `EngineOptions` that not every TensorRT and GPU can do, as the user types them."""
+
+
+@dataclass(frozen=True)
+class GraphSource:
+    """An ONNX file as a recipe names it.
+
+    Attributes:
+        sha256: of the file.
+        weights: sha256 by file name of the external data beside it.
+        precision: `fp32`, `fp16` or `bf16`: what most of its weights are.
+    """
+
+    sha256: str
+    weights: dict[str, str]
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class Engine:
 
 def build_engine(
     onnx: Path,
+    source: GraphSource,
     tensorrt: TensorRt,
     profile: Profile,
     options: EngineOptions = DEFAULTS,
@@ -69,18 +85,18 @@ def build_engine(
 
     Args:
         onnx: the graph, its external data beside it.
+        source: what is known of it: read from the graph by the export, from the manifest on the robot.
         tensorrt: what `find_tensorrt` found.
         profile: sizes of the axis `batch`.
         options: see `EngineOptions`.
         points: sizes of the axis `points`, where the graph has one.
 
     Raises:
-        InputError: no ONNX graph, or a dynamic axis without sizes.
-        WorkFailed: TensorRT cannot read or build the graph, or cannot do what an option asks.
+        InvalidEngineRequest: a dynamic axis without sizes.
+        EngineBuildFailed: TensorRT cannot read or build the graph, or cannot do what an option asks.
         KeyboardInterrupt: Ctrl-C cancelled the build.
     """
     check_options(tensorrt, options)
-    source = read_source(onnx)
     build = open_build(tensorrt, onnx)
     used = add_profile(build, {"batch": profile} if points is None else {"batch": profile, "points": points})
     recipe = _recipe(onnx.name, source, tensorrt, options, used)
@@ -104,15 +120,17 @@ def check_options(tensorrt: TensorRt, options: EngineOptions) -> None:
     """Refuse what is known to end a build of TensorRT-RTX after its work is done.
 
     Raises:
-        WorkFailed: names the option.
+        EngineBuildFailed: names the option.
     """
     if not tensorrt.portable:
         return
     if options.version_compatible:
-        raise WorkFailed(f"{tensorrt} cannot do --version-compatible, it has no lean runtime: leave it out")
+        raise EngineBuildFailed(
+            f"{tensorrt} cannot do --version-compatible, it has no lean runtime: leave it out"
+        )
     for field in ("strip_weights", "refittable"):
         if getattr(options, field) and tensorrt.gpu is None:
-            raise WorkFailed(
+            raise EngineBuildFailed(
                 f"{tensorrt} cannot do {SWITCHES[field]} without a GPU: leave it out, or build on a GPU"
             )
 
@@ -128,15 +146,13 @@ def write_engine(folder: Path, engine: Engine) -> Path:
         The path of the plan.
 
     Raises:
-        WorkFailed: a file cannot be written; an engine whose facts were not written does not load.
+        OSError: a file cannot be written; an engine whose facts were not written does not load.
     """
     path = folder / f"{engine.facts.key}.engine"
-    with failing_as_work(f"cannot save {path}", "the rest of the folder is untouched"):
-        folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, open(partial, "wb") as file:
-        file.write(engine.plan)
-        sync(file)
-    write_json_atomic(path.with_suffix(".json"), engine.facts.to_dict())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, engine.plan)
+    facts = json.dumps(engine.facts.to_dict(), indent=2, ensure_ascii=False)
+    write_whole(path.with_suffix(".json"), facts.encode() + b"\n")
     return path
 
 
@@ -185,5 +201,5 @@ def _serialize(tensorrt: TensorRt, build: Build, graph: str, options: EngineOpti
     if plan is None:  # TensorRT never raises
         asked = [switch for field, switch in SWITCHES.items() if getattr(options, field)]
         using = f" with {' and '.join(asked)}" if asked else ""
-        raise WorkFailed(f"{tensorrt} could not build {graph}{using}: {build.messages.last_error()}")
+        raise EngineBuildFailed(f"{tensorrt} could not build {graph}{using}: {build.messages.last_error()}")
     return bytes(plan)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossmost.errors import InputError
-from crossmost.export.engine_options import EngineOptions, Profile, parse_profile
+from crossmost.runtime.engine_errors import InvalidEngineRequest
+from crossmost.runtime.engine_options import EngineOptions, Profile, parse_profile
 
 
 @given(st.lists(st.integers(1, 999_999_999), min_size=3, max_size=3).map(sorted))
@@ -37,20 +37,20 @@ def test_one_number_is_the_only_size():
     ],
 )
 def test_anything_else_is_refused_with_an_example(text):
-    with pytest.raises(InputError, match="1:8:64") as caught:
+    with pytest.raises(InvalidEngineRequest, match="1:8:64") as caught:
         parse_profile(text)
     assert repr(text) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["8:1:64", "1:65:64", "0:8:64", "0"])
 def test_sizes_out_of_order_are_refused(text):
-    with pytest.raises(InputError, match="min <= opt <= max"):
+    with pytest.raises(InvalidEngineRequest, match="min <= opt <= max"):
         parse_profile(text)
 
 
 @given(st.text())
 def test_no_text_ends_otherwise(text):
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(InvalidEngineRequest):
         parse_profile(text)
 
 
@@ -58,5 +58,5 @@ def test_no_text_ends_otherwise(text):
     "options", [{"optimization_level": 6}, {"optimization_level": -1}, {"workspace_bytes": 0}]
 )
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(InputError, match="expected"):
+    with pytest.raises(InvalidEngineRequest, match="expected"):
         EngineOptions(**options)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossmost.errors import InputError, WorkFailed
-from crossmost.export.engine_options import Profile
-from crossmost.export.engine_packages import TensorRt
 from crossmost.runtime.cuda_driver import Gpu
+from crossmost.runtime.engine_errors import EngineBuildFailed, InvalidEngineRequest
 from crossmost.runtime.engine_facts import EngineFlags, TensorFacts
+from crossmost.runtime.engine_log import Messages, make_logger
+from crossmost.runtime.engine_options import Profile
+from crossmost.runtime.engine_packages import TensorRt
 
 RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """All that TensorRT-RTX 1.7 can build for, but 7.5: it has no float32 matrix products there. 9.0 is not among them."""
@@ -20,17 +21,6 @@ HARDWARE = {"ampere+": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_C
 """TensorRT's name of each `EngineFlags.hardware` but `none`."""
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 """numpy's names of TensorRT's dtypes, where lower case is not enough."""
-
-
-class Messages:
-    """The errors of one TensorRT logger."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-
-    def last_error(self) -> str:
-        """The latest error in one line."""
-        return " ".join(self.errors[-1].split()) if self.errors else "TensorRT gave no reason"
 
 
 @dataclass(frozen=True)
@@ -48,21 +38,21 @@ def open_build(tensorrt: TensorRt, graph: Path) -> Build:
     """Read an ONNX graph, its external data beside it, as a strongly typed network.
 
     Raises:
-        WorkFailed: TensorRT cannot work with this driver, or does not accept the graph.
+        EngineBuildFailed: TensorRT cannot work with this driver, or does not accept the graph.
     """
     trt, messages = tensorrt.module, Messages()
-    logger = _make_logger(trt, messages)
+    logger = make_logger(trt, messages)
     try:
         builder = trt.Builder(logger)
     except (TypeError, RuntimeError):  # what the bindings make of a null pointer
-        raise WorkFailed(f"{tensorrt} cannot start: {messages.last_error()}") from None
+        raise EngineBuildFailed(f"{tensorrt} cannot start: {messages.last_error()}") from None
     # TensorRT 11 knows nothing but strong typing, whatever the flag; its number differs between versions.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         why = _parser_error(parser.get_error(0)) if parser.num_errors else messages.last_error()
-        raise WorkFailed(f"{tensorrt} cannot read {graph.name}: {why}")
+        raise EngineBuildFailed(f"{tensorrt} cannot read {graph.name}: {why}")
     return Build(builder, network, parser, builder.create_builder_config(), messages)
 
 
@@ -70,20 +60,6 @@ def _parser_error(error: Any) -> str:
     """One line: the node, as operator and name, and what is wrong with it."""
     node = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
     return " ".join(f"{node}: {error.desc()}".split()) if node else " ".join(error.desc().split())
-
-
-def _make_logger(trt: Any, messages: Messages) -> Any:
-    class Logger(trt.ILogger):
-        """Keeps errors and prints nothing."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                messages.errors.append(message)
-
-    return Logger()
 
 
 def add_profile(build: Build, profile: Mapping[str, Profile]) -> dict[str, Profile]:
@@ -97,8 +73,8 @@ def add_profile(build: Build, profile: Mapping[str, Profile]) -> dict[str, Profi
         The entries of `profile` that the graph has an axis for.
 
     Raises:
-        InputError: a dynamic axis without sizes.
-        WorkFailed: TensorRT does not accept the sizes.
+        InvalidEngineRequest: a dynamic axis without sizes.
+        EngineBuildFailed: TensorRT does not accept the sizes.
     """
     shapes = build.builder.create_optimization_profile()
     used: dict[str, Profile] = {}
@@ -110,7 +86,7 @@ def add_profile(build: Build, profile: Mapping[str, Profile]) -> dict[str, Profi
         shapes.set_shape(tensor.name, *corners)
     if used and build.config.add_optimization_profile(shapes) < 0:
         sizes = ", ".join(f"{axis} {':'.join(map(str, entry.sizes))}" for axis, entry in used.items())
-        raise WorkFailed(f"TensorRT does not accept the sizes {sizes} for this graph")
+        raise EngineBuildFailed(f"TensorRT does not accept the sizes {sizes} for this graph")
     return used
 
 
@@ -124,10 +100,12 @@ def configure(tensorrt: TensorRt, config: Any, flags: EngineFlags, targets: tupl
         targets: compute capabilities; none for the GPU at hand.
 
     Raises:
-        WorkFailed: this TensorRT does not know an option, or cannot build for a target.
+        EngineBuildFailed: this TensorRT does not know an option, or cannot build for a target.
     """
     trt = tensorrt.module
     config.clear_flag(trt.BuilderFlag.TF32)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # of TensorRT-RTX: no CUDA graph captures a plan without
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for option, name in _builder_flags(flags):
         config.set_flag(_member(tensorrt, trt.BuilderFlag, name, option))
     if flags.hardware != "none":
@@ -143,7 +121,7 @@ def configure(tensorrt: TensorRt, config: Any, flags: EngineFlags, targets: tupl
         config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, _sm(target)), index):
-            raise WorkFailed(f"{tensorrt} does not build for compute capability {target}")
+            raise EngineBuildFailed(f"{tensorrt} does not build for compute capability {target}")
 
 
 def known_targets(tensorrt: TensorRt) -> tuple[str, ...]:
@@ -183,7 +161,7 @@ def _axis(tensor: Any, index: int, profile: Mapping[str, Profile]) -> str:
     name: str = tensor.get_dimension_name(index) or f"axis {index}"
     if name not in profile:
         given = ", ".join(f"--{axis}" for axis in profile) or "none"
-        raise InputError(
+        raise InvalidEngineRequest(
             f"expected sizes for the axis {name!r} of {tensor.name}, found {given}: add --{name} min:opt:max"
         )
     return name
@@ -202,7 +180,7 @@ def _builder_flags(flags: EngineFlags) -> Iterator[tuple[str, str]]:
 
 def _member(tensorrt: TensorRt, enum: Any, name: str, option: str) -> Any:
     if not hasattr(enum, name):
-        raise WorkFailed(f"{tensorrt} does not know {option}: leave it out")
+        raise EngineBuildFailed(f"{tensorrt} does not know {option}: leave it out")
     return getattr(enum, name)
 
 

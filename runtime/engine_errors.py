@@ -1,0 +1,11 @@
+"""The two ways a TensorRT engine cannot be built; the command line gives them the exit codes 2 and 1."""
+
+from __future__ import annotations
+
+
+class InvalidEngineRequest(ValueError):
+    """Sizes or options that no engine can be built with: says what was expected, what was found and what to do."""
+
+
+class EngineBuildFailed(RuntimeError):
+    """What was asked for was fine and TensorRT, or the disk, failed: says what happened."""

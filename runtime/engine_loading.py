@@ -1,0 +1,145 @@
+"""From a checked plan to an engine that makes execution contexts."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crossmost.runtime.engine_facts import EngineFacts, InvalidEngine, check_plan
+from crossmost.runtime.engine_log import Messages, make_logger
+from crossmost.runtime.engine_packages import TensorRt
+from crossmost.runtime.manifest import Encoder
+
+
+class EngineFailed(RuntimeError):
+    """TensorRT refused an engine or a batch; the message holds the last error of its logger."""
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """TensorRT's objects of one engine; all of them must live as long as its contexts.
+
+    Attributes:
+        tensorrt: the package.
+        facts: the engine's sidecar.
+        runtime: what deserialized it.
+        engine: the engine.
+        config: of its contexts, where the package compiles kernels when it loads (TensorRT-RTX); else None.
+        messages: what its logger was told.
+        lock: held while a context is made: TensorRT compiles and allocates then.
+    """
+
+    tensorrt: TensorRt
+    facts: EngineFacts
+    runtime: Any
+    engine: Any
+    config: Any
+    messages: Messages
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """The smallest and the largest batch it takes."""
+        least, _, most = self.facts.recipe.profile["batch"]
+        return least, most
+
+    def make_context(self, stream: int) -> Any:
+        """An execution context whose scratch memory is yet to be set.
+
+        Args:
+            stream: handle of the stream it will be used on.
+
+        Raises:
+            EngineFailed: TensorRT refused.
+        """
+        trt = self.tensorrt.module
+        how = self.config or trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self.engine.create_execution_context(how)
+        if context is None:
+            raise self.failed("made no execution context")
+        # Only the first context of an engine has a profile from the start.
+        if context.active_optimization_profile != 0 and not context.set_optimization_profile_async(0, stream):
+            raise self.failed("did not select the profile")
+        return context
+
+    def failed(self, what: str) -> EngineFailed:
+        """The error to raise where TensorRT answered with None or False."""
+        return EngineFailed(
+            f"{self.tensorrt} {what} for engine {self.facts.key}: {self.messages.last_error()}"
+        )
+
+
+def load_engine(tensorrt: TensorRt, plan: bytes, facts: EngineFacts, graph: Path) -> LoadedEngine:
+    """Deserialize a plan for the GPU whose context is current, and give it its weights if they were left out.
+
+    Args:
+        tensorrt: of the facts' package and version.
+        plan: content of the .engine file.
+        facts: of the plan; `engine_preflight.preflight` found nothing against them.
+        graph: the ONNX graph it was built from, for the weights.
+
+    Raises:
+        InvalidEngine: the plan is not the one of the facts.
+        EngineFailed: TensorRT refused.
+    """
+    check_plan(plan, facts)
+    trt, messages = tensorrt.module, Messages()
+    logger = make_logger(trt, messages)
+    runtime = trt.Runtime(logger)
+    if facts.recipe.flags.version_compatible:  # such a plan holds code for the host: the lean runtime
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    loaded = LoadedEngine(tensorrt, facts, runtime, engine, None, messages)
+    if engine is None:
+        raise loaded.failed("could not load the plan")
+    if facts.recipe.flags.strip_weights:
+        _refit(loaded, logger, graph)
+    return LoadedEngine(tensorrt, facts, runtime, engine, _context_config(tensorrt, engine), messages)
+
+
+def check_tensors(facts: EngineFacts, encoder: Encoder) -> None:
+    """Make sure that an engine has the inputs and the output of the encoder, so that memory fits.
+
+    Raises:
+        InvalidEngine: other names, shapes or dtypes.
+    """
+    groups, neighbors = encoder.groups, encoder.neighbors
+    expected = {
+        "patches": (groups, neighbors, encoder.channels),
+        "centers": (groups, 3),
+        "embedding": (encoder.dim,),
+    }
+    tensors = (*facts.inputs, *facts.outputs)
+    found = {tensor.name: tensor.shape[1:] for tensor in tensors if tensor.dtype == "float32"}
+    if found != expected or len(tensors) != len(expected) or set(facts.recipe.profile) != {"batch"}:
+        raise InvalidEngine(
+            f"engine {facts.key}: expected float32 tensors {expected} with a batch axis, found {found}"
+        )
+
+
+def _refit(loaded: LoadedEngine, logger: Any, graph: Path) -> None:
+    trt = loaded.tensorrt.module
+    if not hasattr(trt, "OnnxParserRefitter"):
+        raise EngineFailed(
+            f"engine {loaded.facts.key} has no weights, and {loaded.tensorrt} cannot refit them from {graph.name}"
+        )
+    refitter = trt.Refitter(loaded.engine, logger)
+    parser = trt.OnnxParserRefitter(refitter, logger)
+    if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+        raise loaded.failed(f"could not refit {graph.name}")
+
+
+def _context_config(tensorrt: TensorRt, engine: Any) -> Any:
+    """How TensorRT-RTX makes contexts: it compiles kernels then, once for all contexts and for their very shapes.
+
+    A graph would otherwise hold the slower kernels for any shape for good.
+    """
+    if not tensorrt.portable:
+        return None
+    trt, config = tensorrt.module, engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    config.set_runtime_cache(config.create_runtime_cache())
+    return config

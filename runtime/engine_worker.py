@@ -1,0 +1,275 @@
+"""One stream of work on the GPU: clouds in, sampling, grouping and the encoder, embeddings out.
+
+The two kernels and the engine are enqueued on one stream and captured into one CUDA graph a shape, so that a
+batch takes one launch. TensorRT leaves undefined what a graph does whose context was changed since, so each shape
+has a context of its own; all of them share the memory of the worker, which holds one batch at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.runtime.cuda_calls import CudaError
+from crossmost.runtime.cuda_device import CudaDevice, CudaGraph, CudaStream, DeviceMemory, PinnedMemory
+from crossmost.runtime.cuda_kernels import SamplingKernels
+from crossmost.runtime.engine_loading import EngineFailed, LoadedEngine
+from crossmost.runtime.engine_shapes import Shape, offsets
+from crossmost.runtime.manifest import Encoder
+
+Embeddings = tuple[NDArray[np.float32], dict[str, float]]
+MOST_SHAPES = 16
+BEGIN, GROUPED, ENCODED = range(3)
+"""The marks on the stream between which time is taken."""
+
+
+@dataclass(eq=False)
+class Plan:
+    """What a worker keeps for one shape.
+
+    Attributes:
+        shape: of the batch.
+        context: TensorRT's, for this shape and these addresses.
+        points, sizes, patches, centers, embedding, workspace: addresses on the GPU.
+        graph: the captured work; None until it was captured, or where that failed.
+        capturable: whether a capture is still to be tried.
+    """
+
+    shape: Shape
+    context: Any
+    points: int = 0
+    sizes: int = 0
+    patches: int = 0
+    centers: int = 0
+    embedding: int = 0
+    workspace: int = 0
+    graph: CudaGraph | None = None
+    capturable: bool = True
+
+    def close(self) -> None:
+        """Drop graph and context."""
+        if self.graph is not None:
+            self.graph.close()
+        self.graph = self.context = None
+
+
+class EngineWorker:
+    """A stream, its memory, and the plans of the shapes seen last; for one thread at a time.
+
+    Its context must be current for every call. Memory grows to what the largest batch needs, and no further.
+    """
+
+    def __init__(
+        self, device: CudaDevice, engine: LoadedEngine, kernels: SamplingKernels, encoder: Encoder
+    ) -> None:
+        """Make the stream; memory comes with the first batch.
+
+        Raises:
+            CudaError: the driver refused.
+        """
+        self._device, self._engine, self._kernels, self._encoder = device, engine, kernels, encoder
+        self._stream = CudaStream(device, marks=3)
+        self._memory: DeviceMemory | None = None
+        self._input: PinnedMemory | None = None
+        self._output: PinnedMemory | None = None
+        self._plans: OrderedDict[Shape, Plan] = OrderedDict()
+        self.notes: list[str] = []
+
+    @property
+    def shapes(self) -> dict[Shape, bool]:
+        """The shapes it is ready for, and whether as a graph; the one used last comes last."""
+        return {shape: plan.graph is not None for shape, plan in self._plans.items()}
+
+    @property
+    def bytes(self) -> int:
+        """Memory on the GPU that it holds, without TensorRT's own."""
+        return self._memory.size if self._memory else 0
+
+    def embed(self, clouds: Sequence[NDArray[np.float32]], shape: Shape) -> Embeddings:
+        """Embed a batch.
+
+        Args:
+            clouds: (n_i, C) float32 each, at most `shape.batch` of at most `shape.points`.
+            shape: what they are padded to.
+
+        Returns:
+            (B, D) float32, and the seconds each stage took.
+
+        Raises:
+            EngineFailed: TensorRT refused.
+            CudaError: the driver refused, or work on the GPU failed.
+        """
+        started = time.perf_counter()
+        plan = self._plan(shape)
+        try:
+            self._fill(clouds, shape)
+            filled = time.perf_counter()
+            if plan.graph is not None:
+                plan.graph.launch(self._stream)
+            else:
+                self._enqueue(plan)
+            self._stream.wait()
+            rows = self._rows(shape)[: len(clouds)].copy()
+            seconds = {"fill": filled - started, **self._stages(time.perf_counter() - filled)}
+        except BaseException:
+            self._forget(shape)  # whatever state it is in, it is not used again
+            raise
+        if plan.graph is None and plan.capturable:
+            self._capture(plan)
+        return rows, seconds
+
+    def close(self) -> None:
+        """Free everything; nothing may be under way. Further calls do nothing."""
+        for shape in list(self._plans):
+            self._forget(shape)
+        self._free()
+        self._stream.close()
+
+    def _plan(self, shape: Shape) -> Plan:
+        """The plan of a shape; the one used longest ago goes where there are too many."""
+        if shape not in self._plans:
+            while len(self._plans) >= MOST_SHAPES:
+                self._forget(next(iter(self._plans)))
+            with self._engine.lock:
+                self._plans[shape] = self._make_plan(shape)
+        self._plans.move_to_end(shape)
+        return self._plans[shape]
+
+    def _make_plan(self, shape: Shape) -> Plan:
+        (batch, points), encoder = shape, self._encoder
+        patches = (batch, encoder.groups, encoder.neighbors, encoder.channels)
+        centers = (batch, encoder.groups, 3)
+        context = self._engine.make_context(self._stream.handle)
+        for name, size in (("patches", patches), ("centers", centers)):
+            if not context.set_input_shape(name, size):
+                raise self._engine.failed(f"does not take {name} of shape {size}")
+        scratch = context.update_device_memory_size_for_shapes()
+        needed = [
+            4 * batch * points * encoder.channels,  # the clouds and their sizes lie together: one copy
+            4 * batch,
+            *(4 * int(np.prod(sizes)) for sizes in (patches, centers, (batch, encoder.dim))),
+            self._kernels.workspace_bytes(batch, points),
+            scratch,
+        ]
+        starts, total = offsets(needed)
+        base = self._reserve(total, starts[2], needed[4])
+        *tensors, memory = (base + start for start in starts)
+        context.set_device_memory(memory, scratch)
+        plan = Plan(shape, context, *tensors)
+        for name in ("patches", "centers", "embedding"):
+            if not context.set_tensor_address(name, getattr(plan, name)):
+                raise self._engine.failed(f"does not take the address of {name}")
+        return plan
+
+    def _reserve(self, total: int, ingoing: int, outgoing: int) -> int:
+        """Make sure there is so much memory, and say where it starts.
+
+        Graphs hold addresses: where memory has to move, all plans go.
+        """
+        found = (self._memory, self._input, self._output)
+        fits = all(
+            memory is not None and memory.size >= size
+            for memory, size in zip(found, (total, ingoing, outgoing), strict=True)
+        )
+        if not fits:
+            sizes = [
+                max(size, memory.size if memory else 0)
+                for memory, size in zip(found, (total, ingoing, outgoing), strict=True)
+            ]
+            for shape in list(self._plans):
+                self._forget(shape)
+            self._free()
+            self._memory = DeviceMemory(self._device, sizes[0])
+            self._input = PinnedMemory(self._device, sizes[1])
+            self._output = PinnedMemory(self._device, sizes[2])
+        assert self._memory is not None
+        return self._memory.address
+
+    def _fill(self, clouds: Sequence[NDArray[np.float32]], shape: Shape) -> None:
+        """Copy clouds to where the GPU reads them.
+
+        What is in the rest of a row is never read; a row too many is given the fewest points there can be.
+        """
+        assert self._input is not None
+        rows = self._input.view(0, (*shape, self._encoder.channels), np.float32)
+        (_, start), _ = offsets([rows.nbytes, 0])
+        sizes = self._input.view(start, (shape.batch,), np.int32)
+        sizes[:] = max(self._encoder.groups, self._encoder.neighbors)
+        for row, cloud in enumerate(clouds):
+            rows[row, : len(cloud)] = cloud
+            sizes[row] = len(cloud)
+
+    def _rows(self, shape: Shape) -> NDArray[np.float32]:
+        assert self._output is not None
+        return self._output.view(0, (shape.batch, self._encoder.dim), np.float32)
+
+    def _enqueue(self, plan: Plan) -> None:
+        """Enqueue the whole way of a batch, from pinned memory to pinned memory."""
+        assert self._input is not None
+        assert self._output is not None
+        stream, (batch, points) = self._stream, plan.shape
+        stream.mark(BEGIN)
+        stream.copy_in(self._input.address, plan.points, plan.patches - plan.points)
+        self._kernels.launch(
+            plan.points,
+            plan.sizes,
+            plan.patches,
+            plan.centers,
+            batch,
+            points,
+            stream.handle,
+            workspace_ptr=plan.workspace,
+        )
+        stream.mark(GROUPED)
+        if not plan.context.execute_async_v3(stream.handle):  # unnoticed, the last embeddings would come again
+            raise self._engine.failed(f"refused a batch of {batch}")
+        stream.mark(ENCODED)
+        stream.copy_out(plan.embedding, self._output.address, 4 * batch * self._encoder.dim)
+
+    def _capture(self, plan: Plan) -> None:
+        """Capture the work of a plan that ran once, as TensorRT and the driver want it; it works without, too."""
+        plan.capturable = False
+        can = getattr(plan.context, "is_stream_capturable", None)  # of TensorRT-RTX
+        if can is not None and not can(self._stream.handle):
+            self._note(plan, "the engine cannot be captured: rebuild it with this version")
+            return
+        try:
+            plan.graph = self._stream.capture(lambda: self._enqueue(plan))
+        except (CudaError, EngineFailed) as error:
+            self._note(plan, str(error))
+
+    def _note(self, plan: Plan, why: str) -> None:
+        batch, points = plan.shape
+        note = f"no CUDA graph for {batch} clouds of {points} points, they are slower: {why}"
+        if note not in self.notes:
+            self.notes = [*self.notes[1 - MOST_SHAPES :], note]
+
+    def _stages(self, total: float) -> dict[str, float]:
+        """Seconds of the stages on the GPU, and what is left of the whole for the launch and the way back."""
+        try:
+            group = self._stream.seconds(BEGIN, GROUPED)
+            encode = self._stream.seconds(GROUPED, ENCODED)
+        except CudaError:  # the embeddings are there all the same
+            return {"gpu": total}
+        return {"group": group, "encode": encode, "launch": max(0.0, total - group - encode)}
+
+    def _forget(self, shape: Shape) -> None:
+        plan = self._plans.pop(shape, None)
+        if plan is not None:
+            with suppress(CudaError):  # contexts and graphs may be in use until then
+                self._stream.wait()
+            plan.close()
+
+    def _free(self) -> None:
+        memories = (self._memory, self._input, self._output)
+        self._memory = self._input = self._output = None
+        for memory in memories:
+            if memory is not None:
+                memory.close()

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from crossmost.checkpoints.run import load_run
+from crossmost.errors import InputError
+from crossmost.export.source import load_exportable, trained_bank
+from crossmost.models.grouping import group
+from crossmost.runtime.vocabulary import Vocabulary
+
+
+def test_a_run_exports_what_it_evaluates(finished_run):
+    run = load_run(finished_run)
+    source = load_exportable(finished_run, None)
+    assert source.sample is not None
+    clouds = source.sample.points[:5]
+    card = run.architecture.point
+    with torch.no_grad():
+        groups = [group(torch.from_numpy(cloud)[None], card.groups, card.neighbors) for cloud in clouds]
+        features = [run.adapted.point_features(each) for each in groups]
+        logits = torch.cat([run.adapted.classify(run.adapted.embed_point(each)) for each in features])
+    embedding = source.embed(clouds)
+    np.testing.assert_allclose(source.bank.logits(embedding), logits.numpy(), atol=1e-3)
+    temperature = run.temperatures["adapted"][0]
+    expected = (logits.double() / temperature).softmax(dim=1).numpy()
+    np.testing.assert_allclose(source.bank.scores(embedding), expected, atol=1e-5)
+
+
+def test_it_is_the_network_that_the_recipe_chose(finished_run):
+    run = load_run(finished_run)
+    chosen = load_exportable(finished_run, None).encoder.state_dict()
+    assert run.config.exported == "teacher"
+    assert all(
+        torch.equal(value, chosen[name]) for name, value in run.teacher.point_encoder.state_dict().items()
+    )
+    assert not all(
+        torch.equal(value, chosen[name]) for name, value in run.student.point_encoder.state_dict().items()
+    )
+
+
+def test_class_vectors_that_training_left_longer_keep_their_length(finished_run, tiny_vocabulary):
+    student = load_run(finished_run).student
+    student.renormalize_classifier = False
+    with torch.no_grad():
+        student.classifier[:, 1] *= 3
+    bank = trained_bank(student, tiny_vocabulary, 2.0)
+    embedding = torch.nn.functional.normalize(torch.randn(6, student.dim), dim=1)
+    with torch.no_grad():
+        expected = student.classify(embedding).numpy()
+    np.testing.assert_allclose(bank.logits(embedding.numpy()), expected, rtol=1e-4, atol=1e-3)
+    assert bank.lengths[1] == pytest.approx(3 * bank.lengths[0], rel=0.2)
+    assert bank.temperature == 2.0
+
+
+def test_a_base_takes_its_classes_from_the_caller(tiny_base, tiny_vocabulary):
+    asked = []
+
+    def classes(text: str) -> Vocabulary:
+        asked.append(text)
+        return tiny_vocabulary
+
+    source = load_exportable(tiny_base, classes)
+    assert asked == ["random directions"]
+    assert source.sample is None
+    assert source.provenance["kind"] == "base"
+    assert (source.bank.vocabulary.embeddings == tiny_vocabulary.embeddings).all()
+    assert source.bank.temperature == 1.0
+
+
+def test_a_run_from_before_samples_were_kept_can_be_exported(tmp_path, finished_run):
+    for file in finished_run.iterdir():
+        if file.name != "sample.npz":
+            (tmp_path / file.name).symlink_to(file)
+    assert load_exportable(tmp_path, None).sample is None
+
+
+def test_wrong_sources_are_one_line(tmp_path, finished_run, tiny_base, tiny_vocabulary):
+    wide = Vocabulary.create(tiny_vocabulary.names, np.eye(4, 20), logit_scale=100.0, tag="another tower")
+    for path, classes, message in (
+        (finished_run, lambda _: tiny_vocabulary, "is a run and has its classes"),
+        (tiny_base, None, "is a base without classes"),
+        (tiny_base, lambda _: wide, r"expected text embeddings of 16 numbers .* found 20 \(another tower\)"),
+        (tmp_path, None, "expected a run made by `crossmost train`.* found a folder without one"),
+        (tmp_path / "none", None, "found nothing there"),
+        (finished_run / "config.yaml", None, "expected safetensors"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_exportable(path, classes)
+
+
+def test_the_vocabulary_stays_beside_the_trained_bank(finished_run, tiny_vocabulary):
+    source = load_exportable(finished_run, None)
+    assert (source.vocabulary.embeddings == tiny_vocabulary.embeddings).all()
+    assert source.bank.vocabulary.names == tiny_vocabulary.names
+    assert replace(source.bank.vocabulary, embeddings=tiny_vocabulary.embeddings).tag == tiny_vocabulary.tag

@@ -45,7 +45,7 @@ class EncoderGraph(nn.Module):
         self.dtype = DTYPES[precision]
         narrow = copy.deepcopy(encoder).eval().requires_grad_(False)
         fold_batch_norms(narrow.encoder)
-        narrow.lm_head = narrow.patch_head = nn.Identity()  # masked modelling is over
+        del narrow.lm_head, narrow.patch_head  # masked modelling is over
         narrow.to(self.dtype)
         narrow.pos_embed = Float32Island(narrow_position(encoder), self.dtype)  # type: ignore[assignment]
         self.encoder = narrow

@@ -111,7 +111,8 @@ def export(
         write_graphs(graph, encoder_facts(source), options.precision, folder)
         bank = with_threshold(source, real, labelled, options)
         bank.save(folder / CLASSES)
-        provenance, texts = dict(source.provenance), []
+        provenance = dict(source.provenance)
+        texts: list[Check] = []
         if options.text is not None:
             say(f"writing the text encoder of {options.text.clip}")
             provenance["text_encoder"], texts = write_text_encoder(

@@ -1,0 +1,65 @@
+"""`inspect` and `render`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossmost.commands.app import command
+from crossmost.commands.options import Columns, Json, Split, UpAxis
+
+
+@command(epilog="Example: `crossmost inspect scans/ --up-axis y`")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A cloud, a mesh, a dataset or a bundle.")],
+    split: Split = None,
+    up_axis: UpAxis = "z",
+    columns: Columns = None,
+    points: Annotated[
+        int, typer.Option(help="Points the encoder wants; sparser clouds are warned about.")
+    ] = 1024,
+    as_json: Json = False,
+) -> None:
+    """Say what a bundle is, or what is in a cloud or dataset and what about it would make accuracy bad."""
+    if (path / "manifest.json").is_file():
+        from crossmost.runtime.bundle_summary import describe, summarize
+
+        typer.echo(json.dumps(describe(path)) if as_json else "\n".join(summarize(path)))
+        return
+    from crossmost.data.inspection import inspect_path
+
+    found = inspect_path(path, split=split, points=points, up_axis=up_axis, columns=columns)
+    if as_json:
+        from crossmost.checkpoints.atomic import json_line
+
+        typer.echo(json_line(found.to_dict()))
+    else:
+        typer.echo("\n".join(found.lines()))
+
+
+@command(epilog="Example: `crossmost render scans/ --out sheet.png --views 4 --clouds 12`")
+def render(
+    path: Annotated[Path, typer.Argument(help="A cloud, a mesh or a dataset.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, .png.")] = Path("views.png"),
+    views: Annotated[int, typer.Option(min=1, help="Views of each cloud.")] = 4,
+    clouds: Annotated[int, typer.Option(min=1, help="Clouds, evenly spaced over a dataset.")] = 12,
+    size: Annotated[int, typer.Option(min=16, help="Pixels a side of a view.")] = 160,
+    split: Split = None,
+    up_axis: UpAxis = "z",
+    columns: Columns = None,
+) -> None:
+    """Draw the views that training would see, as one contact sheet."""
+    from crossmost import workflows
+
+    workflows.render(
+        path,
+        out,
+        workflows.Reading(up_axis=up_axis, columns=columns),
+        views=views,
+        clouds=clouds,
+        size=size,
+        split=split,
+    )

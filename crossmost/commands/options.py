@@ -1,0 +1,31 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[Path, typer.Argument(help="Folder of clouds or meshes, official .h5 files, or one .npz.")]
+Split = Annotated[str | None, typer.Option(help="Use only this split: train, test.")]
+UpAxis = Annotated[str, typer.Option(help="The clouds' up axis: x, y, z, -x, -y, -z. Rotated to z.")]
+Columns = Annotated[
+    str | None, typer.Option(help="Meaning of array columns: xyz, xyzrgb, xyz_rgb ('_' skips).")
+]
+Color = Annotated[
+    str, typer.Option("--color", "--colour", help="auto: use it where there is some; none: ignore it.")
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="Class names: a file, one a line, or 'mug,bowl'. Needs the CLIP text tower."),
+]
+VocabularyFile = Annotated[
+    Path | None,
+    typer.Option("--vocabulary", help="Ready-made classes.npz: names with their text embeddings."),
+]
+Clip = Annotated[str | None, typer.Option(help="open_clip model whose text tower embeds the class names.")]
+ClipWeights = Annotated[str | None, typer.Option(help="Its weights: an open_clip tag or a file.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read and augment.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

@@ -1,0 +1,191 @@
+"""`demo`, `train`, `pretrain` and `eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossmost.commands.app import command
+from crossmost.commands.options import (
+    Classes,
+    Clip,
+    ClipWeights,
+    Color,
+    Columns,
+    Data,
+    Device,
+    Json,
+    Split,
+    UpAxis,
+    VocabularyFile,
+    Workers,
+)
+from crossmost.errors import InputError
+
+
+@command(epilog="Example: `crossmost demo --out demo-out --seed 1`")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(min=0, help="Of shapes, scans and training.")] = 0,
+) -> None:
+    """Adapt a small classifier of everyday shapes to simulated scans, in about a minute on two CPU cores."""
+    from crossmost.demo import run_demo
+
+    run_demo(out, seed)
+
+
+@command(
+    epilog="Example: `crossmost train scans/ --base base.safetensors --classes mug,bowl,can --out runs/scans`\n\n"
+    "See every option: `crossmost train --print-config`. Override one: `--set epochs=10 --set mode=point-only`"
+)
+def train(
+    data: Annotated[
+        Path | None, typer.Argument(help="Unlabelled clouds: a folder, .h5 files, or one .npz.")
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="What training starts from: a base .safetensors.")] = None,
+    classes: Classes = None,
+    vocabulary: VocabularyFile = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value; overrides the file.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="crossmost (default) or reference.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="joint (default), separate, point-only, image-only, agreement.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything drawn.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read and augment.")] = None,
+    split: Split = None,
+    up_axis: UpAxis = "z",
+    columns: Columns = None,
+    color: Color = "auto",
+    clip: Clip = None,
+    clip_weights: ClipWeights = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(help="Dataset for the report; default: DATA, its test split where it has one."),
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the options and stop.")] = False,
+) -> None:
+    """Adapt a base to unlabelled clouds and their views, and report what changed."""
+    from crossmost import workflows
+    from crossmost.config import make_config, parse_assignments, read_options, to_yaml
+
+    direct = {
+        "recipe": recipe, "mode": mode, "epochs": epochs, "seed": seed, "device": device, "workers": workers,
+    }  # fmt: skip
+    given = {name: value for name, value in direct.items() if value is not None}
+    settings = make_config(
+        {**(read_options(config) if config else {}), **given, **parse_assignments(assignments or [])}
+    )
+    if print_config:
+        typer.echo(to_yaml(settings), nl=False)
+        return
+    if data is None or out is None or (base is None and not resume):
+        raise InputError("expected DATA, --base and --out (with --resume: DATA and --out)")
+    reading = workflows.Reading(up_axis=up_axis, columns=columns, color=color)
+    if resume:
+        workflows.resume_training(data, out, reading, split=split, test=test, tensorboard=tensorboard)
+        return
+    assert base is not None
+    words = workflows.Words(
+        classes=classes,
+        vocabulary=vocabulary,
+        clip=clip,
+        clip_weights=clip_weights,
+        spaces=settings.recipe == "crossmost",  # the published code keeps the underscores
+    )
+    workflows.start_training(
+        data, base, words, settings, out, reading, split=split, test=test, tensorboard=tensorboard
+    )
+
+
+@command(
+    epilog="Example: `crossmost pretrain shapes/ --vocabulary classes.npz --out base.safetensors`\n\n"
+    "Class folders are the captions; --captions FILE gives one per cloud (JSON: id to caption)."
+)
+def pretrain(
+    data: Annotated[
+        Path | None, typer.Argument(help="Folder of clouds or meshes, official .h5 files, or one .npz.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The base to write, .safetensors.")] = None,
+    classes: Classes = None,
+    vocabulary: VocabularyFile = None,
+    captions: Annotated[Path | None, typer.Option(help="JSON file: cloud id to caption.")] = None,
+    card: Annotated[
+        str, typer.Option(help="Point encoder: see `crossmost pretrain --card list`.")
+    ] = "point-tiny",
+    image: Annotated[
+        str,
+        typer.Option(
+            help="Image tower: 'tiny' (trained too) or an open_clip name (frozen, with --clip-weights)."
+        ),
+    ] = "tiny",
+    epochs: Annotated[int, typer.Option(min=1)] = 40,
+    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    learning_rate: Annotated[float, typer.Option()] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    workers: Workers = 0,
+    split: Split = None,
+    up_axis: UpAxis = "z",
+    columns: Columns = None,
+    color: Color = "auto",
+    clip: Clip = None,
+    clip_weights: ClipWeights = None,
+) -> None:
+    """Make a base: align a point encoder (and a small image tower) with CLIP text embeddings."""
+    from crossmost import workflows
+    from crossmost.adaptation.pretrain import make_pretrain_config
+
+    if card == "list":
+        workflows.list_cards()
+        return
+    if data is None or out is None:
+        raise InputError("expected DATA and --out")
+    workflows.make_base(
+        data,
+        out,
+        workflows.Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights),
+        workflows.Reading(up_axis=up_axis, columns=columns, color=color),
+        make_pretrain_config(
+            {
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "learning_rate": learning_rate,
+                "seed": seed,
+                "device": device,
+                "workers": workers,
+            }
+        ),
+        card=card,
+        image=image,
+        captions=captions,
+        split=split,
+    )
+
+
+@command(name="eval", epilog="Example: `crossmost eval runs/scans labelled/ --split test --json`")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder made by `crossmost train`.")],
+    data: Data,
+    split: Split = None,
+    up_axis: UpAxis = "z",
+    columns: Columns = None,
+    color: Color = "auto",
+    device: Device = "auto",
+    workers: Workers = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare zero-shot and adapted on labelled clouds: each branch and both; writes the run's report.html."""
+    from crossmost import workflows
+
+    reading = workflows.Reading(up_axis=up_axis, columns=columns, color=color)
+    workflows.evaluate(run, data, reading, split=split, device=device, workers=workers, as_json=as_json)

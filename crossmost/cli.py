@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from crossmost.commands import exporting, looking, training
+from crossmost.commands import exporting, looking, running, training
 from crossmost.commands.app import app
 
-__all__ = ["app", "exporting", "looking", "main", "training"]
+__all__ = ["app", "exporting", "looking", "main", "running", "training"]
 
 
 def main() -> None:

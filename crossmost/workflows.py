@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from crossmost.adaptation import run as runs
 from crossmost.adaptation.pretrain import PretrainConfig
 from crossmost.adaptation.pretrain import pretrain as align
 from crossmost.checkpoints.atomic import json_line, write_json_atomic
 from crossmost.checkpoints.base import Architecture, load_base, save_base
-from crossmost.checkpoints.run import BASE, CLASSES, EVALUATION, Run, load_run
+from crossmost.checkpoints.run import BASE, CLASSES, EVALUATION, Run, is_run, load_run
 from crossmost.config import TrainConfig
 from crossmost.data.dataset import CloudDataset, open_dataset
+from crossmost.data.reading import Reading
 from crossmost.data.views import contact_sheet, render_views
 from crossmost.errors import InputError
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run
@@ -26,30 +28,9 @@ from crossmost.evaluation.report import check_report_extra
 from crossmost.evaluation.run_report import write_run_report
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_bert import PointCard, list_point_cards, load_point_card
+from crossmost.models.student import DualEncoder, embed_points
 from crossmost.progress import RunProgress
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the files of a dataset are read."""
-
-    up_axis: str = "z"
-    columns: str | None = None
-    color: str = "auto"
-
-    def open(self, path: Path, card: PointCard, split: str | None = None) -> CloudDataset:
-        """Open a dataset for an encoder."""
-        return open_dataset(
-            path,
-            split=split,
-            points=card.points,
-            least=card.least,
-            up_axis=self.up_axis,
-            columns=self.columns,
-            color=self.color,
-            channels=card.channels,
-        )
 
 
 @dataclass(frozen=True)
@@ -234,6 +215,24 @@ def evaluate(
         typer.echo(json_line(found))
     else:
         typer.echo("\n".join([*summary_lines(evaluation), str(report)]))
+
+
+def embed_clouds(model: Path, paths: Sequence[Path], reading: Reading) -> NDArray[np.float32]:
+    """Embed the clouds of a run's exported network, or of a base, in torch: (N, D) unit rows.
+
+    Raises:
+        InputError: neither run nor base, or a cloud that cannot be read.
+    """
+    if is_run(model):
+        network: DualEncoder = load_run(model).adapted
+    elif model.is_file():
+        network, _ = load_base(model)
+    else:
+        raise InputError(f"{model}: expected a bundle, a run or a base .safetensors, found none of them")
+    card = network.point_encoder.card
+    datasets = [reading.open(path, card) for path in paths]
+    clouds = (dataset.load(index) for dataset in datasets for index in range(len(dataset)))
+    return embed_points(network.point_encoder, network.point_projection, clouds)
 
 
 def list_cards() -> None:

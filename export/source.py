@@ -16,9 +16,8 @@ from crossmost.checkpoints.base import Architecture, check_width, load_base
 from crossmost.checkpoints.run import is_run, load_run, read_provenance
 from crossmost.checkpoints.sample import SAMPLE, Sample, load_sample
 from crossmost.errors import InputError
-from crossmost.models.grouping import group
 from crossmost.models.point_bert import PointBert
-from crossmost.models.student import DualEncoder, Student, unit
+from crossmost.models.student import DualEncoder, Student, embed_points
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.manifest import hash_file
 from crossmost.runtime.vocabulary import Vocabulary
@@ -46,15 +45,9 @@ class Exportable:
     sample: Sample | None
     provenance: dict[str, Any]
 
-    @torch.inference_mode()
     def embed(self, clouds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Embed normalised clouds, each (n, C), as torch does: (len, D) unit rows."""
-        card = self.architecture.point
-        found = []
-        for cloud in clouds:
-            groups = group(torch.from_numpy(cloud)[None], card.groups, card.neighbors)
-            found.append(unit(self.encoder(groups.patches, groups.centers).feature @ self.projection))
-        return torch.cat(found).numpy()
+        """Embed prepared clouds, each (n, C), as torch does: (len, D) unit rows."""
+        return embed_points(self.encoder, self.projection, clouds)
 
 
 def load_exportable(path: Path, classes: Callable[[str], Vocabulary] | None) -> Exportable:

@@ -231,8 +231,8 @@ def widened(module: EncoderGraph) -> EncoderGraph:
 
 
 def constants(card: PointCard) -> tuple[float, ...]:
-    """What the exporter writes as numbers: of the GELU, and the fourth root by which attention scales q and k."""
-    return 2**0.5, (card.width / card.heads) ** -0.25
+    """What the exporter writes as numbers: of the GELU, and the root by which attention scales its queries."""
+    return 2**0.5, (card.width / card.heads) ** -0.5
 
 
 def accuracies(

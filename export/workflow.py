@@ -30,8 +30,11 @@ from crossmost.runtime.engine_packages import Unavailable, Wanted, find_tensorrt
 from crossmost.runtime.manifest import SCHEMA_VERSION, Encoder, Manifest
 
 CLASSES, ENGINES = "classes.npz", "engines"
-CALIBRATION_CLOUDS = 128
+CALIBRATION_CLOUDS = 64
 """The most clouds that the threshold of `unknown` is found with."""
+VERIFIED_PATCHES = 8192
+MOST_VERIFIED = 32
+"""Clouds that are verified by default: so many, or fewer where they have many patches."""
 Say = Callable[[str], None]
 
 
@@ -58,7 +61,7 @@ class ExportOptions:
         precision: typed in the graphs.
         batch: smallest, typical and largest batch: verified, and what engines take.
         unknown_rate: share of clouds like the user's that may be called unknown.
-        clouds: the most that are verified.
+        clouds: the most that are verified; None for as many as take about a minute on two cores.
         text: the text tower for new class names on the robot, or None.
         engine: the TensorRT engine, or None.
         overwrite: replace a bundle that is there.
@@ -68,7 +71,7 @@ class ExportOptions:
     precision: Precision = "fp32"
     batch: Profile = field(default_factory=lambda: Profile(1, 8, 64))
     unknown_rate: float = 0.05
-    clouds: int = 32
+    clouds: int | None = None
     text: TextOptions | None = None
     engine: EngineRequest | None = None
     overwrite: bool = False
@@ -98,7 +101,8 @@ def export(
         InputError: clouds, text tower or output folder that cannot be used.
         WorkFailed: a gate of the verification failed, or the bundle cannot be written; nothing is left behind.
     """
-    clouds = verification_clouds(source, own, options.clouds)
+    affordable = min(MOST_VERIFIED, max(1, VERIFIED_PATCHES // source.architecture.point.groups))
+    clouds = verification_clouds(source, own, options.clouds or affordable)
     real = (
         None
         if own is None and source.sample is None

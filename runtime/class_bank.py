@@ -85,7 +85,10 @@ class ClassBank:
         Raises:
             InvalidVocabulary: embeddings of another width.
         """
-        logits = self.logits(embedding).astype(np.float64)
+        return self.probabilities(self.logits(embedding).astype(np.float64))
+
+    def probabilities(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """softmax(logits / temperature) of logits (B, C): (B, C) float64."""
         # The maximum goes first: no temperature, however small, makes a difference to it overflow.
         with np.errstate(over="ignore"):
             powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / self.temperature)

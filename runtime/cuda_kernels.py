@@ -7,9 +7,10 @@ translates for its GPU: no compiler and no compiled extension, only NVIDIA's cud
 from __future__ import annotations
 
 import ctypes
-import importlib
 from pathlib import Path
 from typing import Any
+
+from crossmost.runtime.cuda_calls import CudaError, call, import_driver
 
 KERNELS = Path(__file__).parent / "kernels"
 """The folder of the PTX files that come with this version."""
@@ -25,20 +26,9 @@ STREAMING_THREADS = 1024
 GROUPING_THREADS = 128
 GROUPING_CENTERS = 4  # of a block
 
-HINTS = {
-    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "update the NVIDIA driver to one for CUDA 12.1 or newer",
-    "CUDA_ERROR_NO_BINARY_FOR_GPU": "the kernels need a GPU of compute capability 7.5 or newer",
-    "CUDA_ERROR_NOT_INITIALIZED": "call cuInit first",
-    "CUDA_ERROR_INVALID_CONTEXT": "make a CUDA context current first",
-}
-
 
 class InvalidLaunch(ValueError):
     """Sizes the kernels cannot work with; the message says what was expected and what was found."""
-
-
-class CudaError(RuntimeError):
-    """The CUDA driver refused; the message names the call, the error and, where known, the remedy."""
 
 
 def ptx_name(capability: tuple[int, int]) -> str:
@@ -80,7 +70,7 @@ class SamplingKernels:
             expected = f"expected at least 1 group, 1 to {MOST_NEIGHBORS} neighbors and 3 or 6 channels"
             raise InvalidLaunch(f"{expected}, found {groups}, {neighbors} and {channels}")
         self.groups, self.neighbors, self.channels = groups, neighbors, channels
-        self._driver = _import_driver() if driver is None else driver
+        self._driver = import_driver() if driver is None else driver
         self._module = self._call("cuModuleLoadData", ptx + b"\0")
         names = [f"farthest_points_{slots}" for slots in SAMPLING_SLOTS]
         self._grouping = "group_32" if neighbors <= 32 else "group_64"
@@ -176,26 +166,9 @@ class SamplingKernels:
         self._call("cuLaunchKernel", self._functions[name], *shape, 0, stream, (values, types), 0)
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        status, *values = getattr(self._driver, function)(*arguments)
-        if status != self._driver.CUresult.CUDA_SUCCESS:
-            hint = HINTS.get(status.name)
-            raise CudaError(f"{function} failed with {status.name}" + (f": {hint}" if hint else ""))
-        return values[0] if values else None
+        return call(self._driver, function, *arguments)
 
 
 def _slots(points: int) -> int:
     """Points a thread must be able to hold; 0 where they are too many for the registers."""
     return next((slots for slots in SAMPLING_SLOTS if slots * SAMPLING_THREADS >= points), 0)
-
-
-def _import_driver() -> Any:
-    try:
-        driver = importlib.import_module("cuda.bindings.driver")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('the GPU kernels need cuda-python: pip install "crossmost[gpu]"') from error
-    try:
-        driver.cuDriverGetVersion()
-    except RuntimeError as error:  # the driver's own library is only looked for at the first call
-        reason = str(error).partition("\n")[0]
-        raise CudaError(f"the GPU kernels need an NVIDIA driver: {reason}") from error
-    return driver

@@ -146,13 +146,17 @@ def write_engine(folder: Path, engine: Engine) -> Path:
         The path of the plan.
 
     Raises:
-        OSError: a file cannot be written; an engine whose facts were not written does not load.
+        OSError: a file cannot be written; then neither is there.
     """
     path = folder / f"{engine.facts.key}.engine"
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, engine.plan)
     facts = json.dumps(engine.facts.to_dict(), indent=2, ensure_ascii=False)
-    write_whole(path.with_suffix(".json"), facts.encode() + b"\n")
+    try:
+        write_whole(path.with_suffix(".json"), facts.encode() + b"\n")
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 

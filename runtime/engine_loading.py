@@ -27,6 +27,7 @@ class LoadedEngine:
         runtime: what deserialized it.
         engine: the engine.
         config: of its contexts, where the package compiles kernels when it loads (TensorRT-RTX); else None.
+        compiled: the kernels that its contexts share then; else None.
         messages: what its logger was told.
         lock: held while a context is made: TensorRT compiles and allocates then.
     """
@@ -36,6 +37,7 @@ class LoadedEngine:
     runtime: Any
     engine: Any
     config: Any
+    compiled: Any
     messages: Messages
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -91,12 +93,13 @@ def load_engine(tensorrt: TensorRt, plan: bytes, facts: EngineFacts, graph: Path
     if facts.recipe.flags.version_compatible:  # such a plan holds code for the host: the lean runtime
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
-    loaded = LoadedEngine(tensorrt, facts, runtime, engine, None, messages)
+    loaded = LoadedEngine(tensorrt, facts, runtime, engine, None, None, messages)
     if engine is None:
         raise loaded.failed("could not load the plan")
     if facts.recipe.flags.strip_weights:
         _refit(loaded, logger, graph)
-    return LoadedEngine(tensorrt, facts, runtime, engine, _context_config(tensorrt, engine), messages)
+    config, compiled = _context_config(tensorrt, engine)
+    return LoadedEngine(tensorrt, facts, runtime, engine, config, compiled, messages)
 
 
 def check_tensors(facts: EngineFacts, encoder: Encoder) -> None:
@@ -131,15 +134,16 @@ def _refit(loaded: LoadedEngine, logger: Any, graph: Path) -> None:
         raise loaded.failed(f"could not refit {graph.name}")
 
 
-def _context_config(tensorrt: TensorRt, engine: Any) -> Any:
+def _context_config(tensorrt: TensorRt, engine: Any) -> tuple[Any, Any]:
     """How TensorRT-RTX makes contexts: it compiles kernels then, once for all contexts and for their very shapes.
 
     A graph would otherwise hold the slower kernels for any shape for good.
     """
     if not tensorrt.portable:
-        return None
+        return None, None
     trt, config = tensorrt.module, engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    config.set_runtime_cache(config.create_runtime_cache())
-    return config
+    compiled = config.create_runtime_cache()
+    config.set_runtime_cache(compiled)
+    return config, compiled

@@ -104,7 +104,9 @@ def configure(tensorrt: TensorRt, config: Any, flags: EngineFlags, targets: tupl
     """
     trt = tensorrt.module
     config.clear_flag(trt.BuilderFlag.TF32)
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # of TensorRT-RTX: no CUDA graph captures a plan without
+    if hasattr(
+        trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"
+    ):  # of TensorRT-RTX: no CUDA graph captures a plan without
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for option, name in _builder_flags(flags):
         config.set_flag(_member(tensorrt, trt.BuilderFlag, name, option))

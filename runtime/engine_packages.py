@@ -66,7 +66,9 @@ def find_tensorrt(
     """
     driver = probe()
     if driver.gpus and device >= len(driver.gpus):
-        return Unavailable(f"expected GPU {device}, found {len(driver.gpus)} of them, the first with number 0")
+        return Unavailable(
+            f"expected GPU {device}, found {len(driver.gpus)} of them, the first with number 0"
+        )
     packages = ("tensorrt", "tensorrt-rtx") if wanted == "auto" else (wanted,)
     reasons = []
     for package in packages:

@@ -67,10 +67,7 @@ def rebuild_command(facts: EngineFacts, run: str, bundle: str, package: str) -> 
         bundle: its folder.
         package: `tensorrt` or `tensorrt-rtx`, whichever shall load the engine.
     """
-    words = ["crossmost", "export", run, "--out", bundle, "--overwrite"]
-    if facts.precision != "fp32":
-        words.append(f"--{facts.precision}")
-    words.append("--tensorrt-rtx" if package == "tensorrt-rtx" else "--tensorrt")
+    words = shlex.split(export_command(run, bundle, facts.precision, package))
     for axis, sizes in facts.recipe.profile.items():
         words += [f"--{axis}", ":".join(map(str, sizes))]
     flags = facts.recipe.flags
@@ -81,6 +78,14 @@ def rebuild_command(facts: EngineFacts, run: str, bundle: str, package: str) -> 
         "--refittable": flags.refittable,
     }
     return shlex.join(words + [option for option, on in wanted.items() if on])
+
+
+def export_command(run: str, bundle: str, precision: str, package: str) -> str:
+    """The `crossmost export` that builds an engine with the default options; arguments as in `rebuild_command`."""
+    words = ["crossmost", "export", run, "--out", bundle, "--overwrite"]
+    if precision != "fp32":
+        words.append(f"--{precision}")
+    return shlex.join([*words, "--tensorrt-rtx" if package == "tensorrt-rtx" else "--tensorrt"])
 
 
 def _other_files(recipe: EngineRecipe, files: Mapping[str, str]) -> str | None:

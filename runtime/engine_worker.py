@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,18 @@ BEGIN, GROUPED, ENCODED = range(3)
 """The marks on the stream between which time is taken."""
 
 
+class Places(NamedTuple):
+    """Addresses on the GPU of everything a batch needs there."""
+
+    points: int
+    sizes: int
+    patches: int
+    centers: int
+    embedding: int
+    workspace: int
+    scratch: int
+
+
 @dataclass(eq=False)
 class Plan:
     """What a worker keeps for one shape.
@@ -37,19 +49,14 @@ class Plan:
     Attributes:
         shape: of the batch.
         context: TensorRT's, for this shape and these addresses.
-        points, sizes, patches, centers, embedding, workspace: addresses on the GPU.
+        at: where its tensors are.
         graph: the captured work; None until it was captured, or where that failed.
         capturable: whether a capture is still to be tried.
     """
 
     shape: Shape
     context: Any
-    points: int = 0
-    sizes: int = 0
-    patches: int = 0
-    centers: int = 0
-    embedding: int = 0
-    workspace: int = 0
+    at: Places
     graph: CudaGraph | None = None
     capturable: bool = True
 
@@ -160,13 +167,12 @@ class EngineWorker:
         ]
         starts, total = offsets(needed)
         base = self._reserve(total, starts[2], needed[4])
-        *tensors, memory = (base + start for start in starts)
-        context.set_device_memory(memory, scratch)
-        plan = Plan(shape, context, *tensors)
+        places = Places(*(base + start for start in starts))
+        context.set_device_memory(places.scratch, scratch)
         for name in ("patches", "centers", "embedding"):
-            if not context.set_tensor_address(name, getattr(plan, name)):
+            if not context.set_tensor_address(name, getattr(places, name)):
                 raise self._engine.failed(f"does not take the address of {name}")
-        return plan
+        return Plan(shape, context, places)
 
     def _reserve(self, total: int, ingoing: int, outgoing: int) -> int:
         """Make sure there is so much memory, and say where it starts.
@@ -214,24 +220,26 @@ class EngineWorker:
         """Enqueue the whole way of a batch, from pinned memory to pinned memory."""
         assert self._input is not None
         assert self._output is not None
-        stream, (batch, points) = self._stream, plan.shape
+        stream, at, (batch, points) = self._stream, plan.at, plan.shape
         stream.mark(BEGIN)
-        stream.copy_in(self._input.address, plan.points, plan.patches - plan.points)
+        stream.copy_in(self._input.address, at.points, at.patches - at.points)
         self._kernels.launch(
-            plan.points,
-            plan.sizes,
-            plan.patches,
-            plan.centers,
+            at.points,
+            at.sizes,
+            at.patches,
+            at.centers,
             batch,
             points,
             stream.handle,
-            workspace_ptr=plan.workspace,
+            workspace_ptr=at.workspace,
         )
         stream.mark(GROUPED)
-        if not plan.context.execute_async_v3(stream.handle):  # unnoticed, the last embeddings would come again
+        if not plan.context.execute_async_v3(
+            stream.handle
+        ):  # unnoticed, the last embeddings would come again
             raise self._engine.failed(f"refused a batch of {batch}")
         stream.mark(ENCODED)
-        stream.copy_out(plan.embedding, self._output.address, 4 * batch * self._encoder.dim)
+        stream.copy_out(at.embedding, self._output.address, 4 * batch * self._encoder.dim)
 
     def _capture(self, plan: Plan) -> None:
         """Capture the work of a plan that ran once, as TensorRT and the driver want it; it works without, too."""

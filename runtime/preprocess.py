@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 MORTON_BITS = 10
 """Bits an axis of the space-filling curve that `thin` walks along: a grid of 1024 cells a side."""
 
+MORTON_STEPS = ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249))
+"""Shifts and masks that move ten bits apart, two empty ones behind each."""
 
 MOST_COLUMNS = 9
-"""Three points with more columns than xyz, rgb and normals are a transposed cloud."""
+"""So few points (xyz, rgb, normals), with more columns than that, are a transposed cloud."""
 
 
 class InvalidCloud(ValueError):
@@ -37,7 +39,9 @@ def check_cloud(points: Any) -> NDArray[Any]:
         raise InvalidCloud(
             f"expected points of shape (N, 3), found rows of different lengths: {error}"
         ) from error
-    transposed = cloud.ndim == 2 and cloud.shape[0] == 3 and not 3 <= cloud.shape[1] <= MOST_COLUMNS
+    transposed = cloud.ndim == 2 and (
+        (cloud.shape[0] == 3 and cloud.shape[1] < 3) or 3 <= cloud.shape[0] <= MOST_COLUMNS < cloud.shape[1]
+    )
     if cloud.ndim != 2 or cloud.shape[1] < 3 or transposed:
         hint = "; transpose it" if transposed else ""
         raise InvalidCloud(f"expected points of shape (N, 3), found {cloud.shape}{hint}")
@@ -59,11 +63,14 @@ def drop_invalid(points: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """
     if not np.issubdtype(points.dtype, np.floating):
         return points, 0
-    usable = np.isfinite(points).all(axis=1)
+    finite = np.isfinite(points)
+    if finite.all():
+        return points, 0
+    usable = finite.all(axis=1)
     dropped = len(points) - int(usable.sum())
     if dropped == len(points):
         raise InvalidCloud(f"expected at least one usable point, all {dropped} hold NaN or infinity")
-    return (points[usable], dropped) if dropped else (points, 0)
+    return points[usable], dropped
 
 
 def normalize(xyz: NDArray[Any]) -> NDArray[np.float32]:
@@ -78,17 +85,19 @@ def normalize(xyz: NDArray[Any]) -> NDArray[np.float32]:
     Returns:
         (N, 3) float32 in the unit sphere.
     """
-    exact = xyz.astype(np.float64)
+    exact = np.array(xyz.T, dtype=np.float64, order="C")  # (3, N): reductions run along the rows
     # The smallest goes first: the mean of equal numbers rounds, and what is left would be scaled up.
-    exact -= exact.min(axis=0)
+    exact -= exact.min(axis=1, keepdims=True)
+    # Summed one after the other, whatever the memory layout was, so that the bits are always the same.
+    exact -= exact.cumsum(axis=1)[:, -1:] / exact.shape[1]
     # The largest coordinate is taken out first: squares of very large or very small coordinates would
     # leave the range of float64.
-    exact -= exact.mean(axis=0)
-    extent = np.abs(exact).max()
+    extent = max(exact.max(), -exact.min())
     if extent > 0:
         exact /= extent
-        exact /= np.sqrt((exact * exact).sum(axis=1).max())
-    return exact.astype(np.float32)
+        squared = exact * exact
+        exact /= np.sqrt((squared[0] + squared[1] + squared[2]).max())
+    return np.ascontiguousarray(exact.T, dtype=np.float32)
 
 
 def morton_codes(xyz: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -101,11 +110,12 @@ def morton_codes(xyz: NDArray[np.float32]) -> NDArray[np.int64]:
         (N,) int64: the interleaved bits of the three cell coordinates.
     """
     side = 1 << MORTON_BITS
-    cells = np.clip((xyz.astype(np.float64) + 1.0) * (side / 2), 0, side - 1).astype(np.int64)
     codes = np.zeros(len(xyz), dtype=np.int64)
-    for bit in range(MORTON_BITS):
-        for axis in range(3):
-            codes |= ((cells[:, axis] >> bit) & 1) << (3 * bit + axis)
+    for axis in range(3):
+        cells = np.clip((xyz[:, axis].astype(np.float64) + 1.0) * (side / 2), 0, side - 1).astype(np.int64)
+        for shift, mask in MORTON_STEPS:
+            cells = (cells | (cells << shift)) & mask
+        codes |= cells << axis
     return codes
 
 
@@ -123,8 +133,18 @@ def thin(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """
     if len(points) <= count:
         return points
-    order = np.lexsort((*points.T, morton_codes(points[:, :3])))
+    codes = morton_codes(points[:, :3])
+    order = np.argsort(codes)
     picked = (np.arange(count, dtype=np.int64) * len(points)) // count
+    # Points of one cell follow their columns, the last one first; only cells that something is picked from matter.
+    walked = codes[order]
+    cells = np.unique(walked[picked])
+    edges = np.zeros(len(points) + 1, dtype=np.int64)
+    edges[np.searchsorted(walked, cells, "left")] += 1
+    edges[np.searchsorted(walked, cells, "right")] -= 1
+    places = np.flatnonzero(edges.cumsum()[:-1])
+    members = np.sort(order[places])
+    order[places] = members[np.lexsort((*points[members].T, codes[members]))]
     return points[order[picked]]
 
 
@@ -150,7 +170,15 @@ def prepare(points: Any, *, most: int, least: int = 1) -> NDArray[np.float32]:
         InvalidCloud: see `check_cloud` and `drop_invalid`.
     """
     usable, _ = drop_invalid(check_cloud(points))
-    normalized = normalize(usable[:, :3])
-    if usable.shape[1] > 3:
-        normalized = np.concatenate([normalized, usable[:, 3:].astype(np.float32)], axis=1)
+    return prepare_usable(usable, most=most, least=least)
+
+
+def prepare_usable(points: NDArray[Any], *, most: int, least: int = 1) -> NDArray[np.float32]:
+    """`prepare` for a cloud that was checked, with its unusable points dropped: normalise, thin, fill."""
+    normalized = normalize(points[:, :3])
+    if points.shape[1] > 3:
+        normalized = np.concatenate([normalized, points[:, 3:].astype(np.float32)], axis=1)
+    if len(normalized) < least:
+        # Which points are repeated once more than others is decided by where they are, not by their order.
+        normalized = normalized[np.lexsort(normalized.T)]
     return fill(thin(normalized, most), least)

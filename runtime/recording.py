@@ -22,6 +22,11 @@ class InvalidRecording(ValueError):
     """A recording that cannot be read; the message names the file and says what was found."""
 
 
+def is_recording(path: Path) -> bool:
+    """Whether a path looks like a recording: its suffix, or a rosbag2 folder's `metadata.yaml`."""
+    return path.suffix.lower() in SUFFIXES or (path / "metadata.yaml").is_file()
+
+
 def read_recording(path: Path, topic: str | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
     """Read the clouds of one topic in the order they were recorded, one message in memory at a time.
 

@@ -9,8 +9,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCKS = 8
+"""Blocks a neighbour that `smallest_indices` cuts a row into: fewer let more numbers pass, more take longer."""
 
-def farthest_point_indices(points: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+ROWS = 64
+"""Rows it takes at once, which bounds its memory where many distances are equal."""
+
+
+def farthest_point_indices(
+    points: NDArray[np.float32], count: int, squared: NDArray[np.float32] | None = None
+) -> NDArray[np.int64]:
     """Choose `count` points, each the farthest from those chosen before.
 
     Starts at the point farthest from the origin, which is the centroid of a normalised cloud; ties go to
@@ -19,25 +27,23 @@ def farthest_point_indices(points: NDArray[np.float32], count: int) -> NDArray[n
     Args:
         points: (N, 3+) float32, N >= count.
         count: at least 1.
+        squared: output, (count, N) float32: the squared distances from each choice to all points, which are
+            made on the way; None if not wanted.
 
     Returns:
         (count,) int64 indices into `points`.
     """
-    x, y, z = (np.ascontiguousarray(points[:, axis]) for axis in range(3))
-    indices = np.empty(count, dtype=np.int64)
-    indices[0] = np.argmax(x * x + y * y + z * z)
+    xyz = np.ascontiguousarray(points[:, :3].T)  # (3, N): a step is a few calls over long rows
+    delta, row = np.empty_like(xyz), np.empty_like(xyz[0])
     nearest = np.full(len(points), np.inf, dtype=np.float32)
-    delta, squared = np.empty_like(x), np.empty_like(x)
-    for step in range(1, count):
-        last = indices[step - 1]
-        np.subtract(x, x[last], out=delta)
-        np.multiply(delta, delta, out=squared)
-        for axis in (y, z):
-            np.subtract(axis, axis[last], out=delta)
-            np.multiply(delta, delta, out=delta)
-            np.add(squared, delta, out=squared)
-        np.minimum(nearest, squared, out=nearest)
-        indices[step] = np.argmax(nearest)
+    indices = np.empty(count, dtype=np.int64)
+    indices[0] = _squared_lengths(xyz, delta, row).argmax()
+    for step in range(count):
+        np.subtract(xyz, xyz[:, indices[step], None], out=delta)
+        found = _squared_lengths(delta, delta, row if squared is None else squared[step])
+        if step + 1 < count:
+            np.minimum(nearest, found, out=nearest)
+            indices[step + 1] = nearest.argmax()
     return indices
 
 
@@ -54,17 +60,56 @@ def nearest_indices(points: NDArray[np.float32], centers: NDArray[np.float32], k
     """
     squared = np.zeros((len(centers), len(points)), dtype=np.float32)
     for axis in range(3):
-        delta = points[None, :, axis] - centers[:, axis, None]
-        squared += delta * delta
+        delta = np.ascontiguousarray(points[:, axis]) - centers[:, axis, None]
+        squared += np.multiply(delta, delta, out=delta)
+    return smallest_indices(squared, k)
+
+
+def smallest_indices(squared: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Find the `k` smallest numbers of each row, smallest first, ties to the lowest index.
+
+    Args:
+        squared: (G, N) float32, C-contiguous, not negative.
+        k: 1 to N.
+
+    Returns:
+        (G, k) int64 indices into the rows.
+    """
+    found = np.empty((len(squared), k), dtype=np.int64)
+    for start in range(0, len(squared), ROWS):
+        found[start : start + ROWS] = _smallest(squared[start : start + ROWS], k)
+    return found
+
+
+def _smallest(squared: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """`smallest_indices` of a few rows; where many numbers are equal it sorts all of them."""
+    rows, points = squared.shape
+    # The k-th smallest of some blocks' minima is at least the k-th smallest of all: what is above it is out. A
+    # block's members are far apart in the row, because neighbours in a row tend to be neighbours in space.
+    blocks = min(points, BLOCKS * k)
+    whole = squared[:, : points // blocks * blocks].reshape(rows, -1, blocks)
+    minima = np.minimum.reduce(whole, axis=1)
+    minima.partition(k - 1, axis=1)
+    flat = np.flatnonzero(squared <= minima[:, k - 1, None])
+    row = flat // points
+    counts = np.bincount(row, minlength=rows)
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
     # The bits of a non-negative float32 order like the number: with the index below them every key is
     # unique and ties fall to the lowest index.
-    keys = (squared.view(np.uint32).astype(np.uint64) << np.uint64(32)) | np.arange(
-        len(points), dtype=np.uint64
-    )
-    if k < len(points):
-        keys = np.partition(keys, k - 1, axis=1)[:, :k]
+    bits = squared.reshape(-1)[flat].view(np.uint32).astype(np.uint64)
+    keys = np.full((rows, counts.max()), np.iinfo(np.uint64).max)
+    keys[row, place] = (bits << np.uint64(32)) | (flat - row * points).astype(np.uint64)
     keys.sort(axis=1)
-    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return (keys[:, :k] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+def _squared_lengths(
+    xyz: NDArray[np.float32], squares: NDArray[np.float32], out: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Squared lengths of the columns of (3, N), summed x, y, z, into `out` (N,); `squares` (3, N) is overwritten."""
+    np.multiply(xyz, xyz, out=squares)
+    np.add(squares[0], squares[1], out=out)
+    return np.add(out, squares[2], out=out)
 
 
 def group(
@@ -80,7 +125,8 @@ def group(
     Returns:
         patches (G, K, 3 or 6), xyz relative to the centre, colours as they are; centers (G, 3).
     """
-    centers = points[farthest_point_indices(points, groups), :3]
-    patches = points[nearest_indices(points, centers, neighbors)]
+    squared = np.empty((groups, len(points)), dtype=np.float32)
+    centers = points[farthest_point_indices(points, groups, squared), :3]
+    patches = points[smallest_indices(squared, neighbors)]
     patches[:, :, :3] -= centers[:, None, :]
     return patches, centers

@@ -179,6 +179,25 @@ def finished_run(
     return folder
 
 
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Callable[[str], Path]:
+    """Export the finished run once in each precision asked for; bundles are to be left as they are."""
+    from crossmost.export.source import load_exportable
+    from crossmost.export.workflow import ExportOptions, export
+
+    made: dict[str, Path] = {}
+
+    def make(precision: str) -> Path:
+        if precision not in made:
+            out = tmp_path_factory.mktemp("bundles") / f"{precision}.bundle"
+            options = ExportOptions(precision=precision, clouds=8)  # type: ignore[arg-type]
+            export(load_exportable(finished_run, None), out, options, say=lambda _: None)
+            made[precision] = out
+        return made[precision]
+
+    return make
+
+
 # A tiny CLIP of open_clip's own making, registered by name, with its weights in a file.
 
 

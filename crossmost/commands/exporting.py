@@ -46,8 +46,9 @@ def export(
         typer.Option(help="Clouds of yours; default: those the run kept.", rich_help_panel=VERIFICATION),
     ] = None,
     verify_clouds: Annotated[
-        int, typer.Option(min=1, help="The most of them.", rich_help_panel=VERIFICATION)
-    ] = 32,
+        int | None,
+        typer.Option(min=1, help="The most of them; default: 32, fewer of many patches.", rich_help_panel=VERIFICATION),
+    ] = None,
     batch: Annotated[
         str,
         typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -206,7 +207,7 @@ def open_dataset(
     path: Path | str,
     *,
     split: str | None = None,
-    points: int = 1024,
+    points: int | None = 1024,
     least: int = 64,
     up_axis: str = "z",
     columns: str | None = None,
@@ -219,7 +220,7 @@ def open_dataset(
         path: a folder of clouds and meshes (`folder.catalog_folder`), official .h5 files
             (`official.catalog_official`), one .npz of many clouds (`archive.catalog_archive`), or one cloud.
         split: e.g. "train" or "test"; None for all of it.
-        points: points kept of a larger cloud: the card's N.
+        points: points kept of a larger cloud: the card's N; None keeps all.
         least: points a smaller cloud is filled up to: the larger of the card's G and K.
         up_axis: the axis that points up in the files; clouds are rotated so that it is z.
         columns: meaning of unnamed columns, e.g. "xyz__rgb"; see `readers.read_cloud`.
@@ -230,8 +231,8 @@ def open_dataset(
         InputError: nothing there, no clouds in it, no such split, or options that make no sense.
     """
     check_columns(columns)
-    preparation = Preparation(points, least, up_axis, color, channels)
-    catalog = _catalog(Path(path), columns, max(MESH_SAMPLES, points))
+    preparation = Preparation(sys.maxsize if points is None else points, least, up_axis, color, channels)
+    catalog = _catalog(Path(path), columns, max(MESH_SAMPLES, points or 0))
     rows = catalog.rows_of(split)
     if len(rows) == 0:
         raise InputError(f"{path}: expected at least one cloud, found none in it")

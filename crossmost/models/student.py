@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossmost.errors import InputError
-from crossmost.models.grouping import Groups
+from crossmost.models.grouping import Groups, group
 from crossmost.models.image_tower import ImageCard, ImageFeatures, build_image_tower
 from crossmost.models.point_bert import PointBert, PointCard, PointFeatures
 
@@ -105,3 +109,16 @@ class Student(DualEncoder):
         """Give tau f Theta: (B, D) unit rows to (B, C), in float32 whatever the networks' precision."""
         with torch.autocast(embedding.device.type, enabled=False):
             return self.logit_scale.exp() * embedding.float() @ self.class_weights()
+
+
+@torch.inference_mode()
+def embed_points(
+    encoder: PointBert, projection: Tensor, clouds: Iterable[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Embed prepared clouds, each (n, C), one at a time: (N, D) float32 unit rows."""
+    card = encoder.card
+    found = []
+    for cloud in clouds:
+        groups = group(torch.from_numpy(cloud)[None], card.groups, card.neighbors)
+        found.append(unit(encoder(groups.patches, groups.centers).feature @ projection))
+    return torch.cat(found).numpy()

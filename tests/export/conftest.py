@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,24 +34,5 @@ def make_encoder(tiny_architecture: Architecture) -> Callable[..., PointBert]:
     def make(**numbers: int) -> PointBert:
         torch.manual_seed(3)
         return used_batch_norms(PointBert(tiny_architecture.point.model_copy(update=numbers)))
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Callable[[str], Path]:
-    """Export the finished run once in each precision asked for; bundles are to be left as they are."""
-    from crossmost.export.source import load_exportable
-    from crossmost.export.workflow import ExportOptions, export
-
-    made: dict[str, Path] = {}
-
-    def make(precision: str) -> Path:
-        if precision not in made:
-            out = tmp_path_factory.mktemp("bundles") / f"{precision}.bundle"
-            options = ExportOptions(precision=precision, clouds=8)  # type: ignore[arg-type]
-            export(load_exportable(finished_run, None), out, options, say=lambda _: None)
-            made[precision] = out
-        return made[precision]
 
     return make

@@ -150,7 +150,7 @@ def test_gpus_that_are_too_old() -> None:
 
 def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
-    with pytest.raises(ModuleNotFoundError, match=r"crossmost\[gpu\]"):
+    with pytest.raises(ModuleNotFoundError, match="pip install cuda-bindings"):
         SamplingKernels(b"", groups=1, neighbors=1, channels=3)
 
 

@@ -122,6 +122,12 @@ def test_strong_typing_goes_through_the_enum_of_the_version(graph, version, flag
     assert engine.facts.outputs[0].dtype == "bfloat16"
 
 
+def test_plans_that_know_it_use_our_memory_alone_or_no_graph_could_capture_them(graph):
+    fake = FakeTensorRt(flags=(*FLAGS, "REQUIRE_USER_ALLOCATION"))
+    build_engine(graph, tensorrt(fake), BATCH)
+    assert fake.set_flags == {"REQUIRE_USER_ALLOCATION"}
+
+
 def test_the_profile_names_min_opt_and_max_of_every_dynamic_axis(graph):
     fake = FakeTensorRt()
     fake.axes = ("batch", "points", None)

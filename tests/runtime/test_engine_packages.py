@@ -49,6 +49,16 @@ def test_tensorrt_where_a_gpu_answers_else_rtx(wanted, driver, modules, package,
     assert found.driver == driver.version
 
 
+def test_the_gpu_with_a_number_is_taken_if_there_is_one():
+    options = {"probe": lambda: WITH_GPU, "load": lambda _: SimpleNamespace(__version__="10.13.3.9")}
+    found = find_tensorrt("tensorrt", device=1, **options)
+    assert isinstance(found, TensorRt)
+    assert found.gpu == WITH_GPU.gpus[1]
+    missing = find_tensorrt("tensorrt", device=2, **options)
+    assert isinstance(missing, Unavailable)
+    assert "expected GPU 2, found 2" in missing.reason
+
+
 @pytest.mark.parametrize("wanted", ["auto", "tensorrt"])
 def test_tensorrt_is_not_even_imported_without_a_gpu(wanted):
     found, loaded = find(wanted, NO_GPU, {"tensorrt": "10.13.3.9"})

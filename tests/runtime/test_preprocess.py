@@ -157,6 +157,16 @@ def test_fill_repeats_points_in_turn(have: int, want: int) -> None:
         np.testing.assert_array_equal(point, points[row % have])
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 7])
+def test_which_points_are_repeated_does_not_depend_on_their_order(count: int) -> None:
+    points = cloud(0, count, 6)
+    expected = prepare(points, most=100, least=8)
+    assert len(expected) == 8
+    for seed in range(5):
+        shuffled = np.random.default_rng(seed).permutation(points)
+        np.testing.assert_array_equal(prepare(shuffled, most=100, least=8), expected)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_points_with_a_bad_coordinate_are_dropped_and_counted(bad: float, axis: int) -> None:

@@ -1,0 +1,56 @@
+"""How the user's files are to be read, told once and used for every dataset of a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from crossmost.data.dataset import CloudDataset, open_dataset
+
+
+class Form(Protocol):
+    """What an encoder asks of its clouds; a `PointCard` is one."""
+
+    @property
+    def points(self) -> int | None:
+        """N, what a larger cloud is thinned to; None for no limit."""
+
+    @property
+    def least(self) -> int:
+        """What a smaller cloud is filled up to."""
+
+    @property
+    def channels(self) -> int:
+        """3 for xyz, 6 for xyz and rgb."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The form of a cloud that whoever gets it will thin and fill."""
+
+    channels: int
+    points: int | None = None
+    least: int = 1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a dataset are read."""
+
+    up_axis: str = "z"
+    columns: str | None = None
+    color: str = "auto"
+
+    def open(self, path: Path, form: Form, split: str | None = None) -> CloudDataset:
+        """Open a dataset for an encoder."""
+        return open_dataset(
+            path,
+            split=split,
+            points=form.points,
+            least=form.least,
+            up_axis=self.up_axis,
+            columns=self.columns,
+            color=self.color,
+            channels=form.channels,
+        )

@@ -1,0 +1,99 @@
+"""Which classes a bundle tells apart: its own, or others that the user names."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from crossmost.runtime.class_bank import ClassBank, load_class_bank
+from crossmost.runtime.manifest import Manifest, check_files, locate
+from crossmost.runtime.text_encoder import TextEncoder
+from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary, check_names
+
+CLASSES = "classes.npz"
+TEXT_FILES = ("text_", "tokenizer.")
+"""How the names of the text encoder's files start."""
+
+Classes = Iterable[str] | Vocabulary | ClassBank | str | os.PathLike[str]
+
+
+class ClassChoice:
+    """Makes class banks for one bundle; safe to share between threads."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, threads: int | None) -> None:
+        """Read the bundle's own classes, whose digest the caller has checked.
+
+        Args:
+            bundle: the folder.
+            manifest: of the bundle.
+            threads: of the text encoder.
+
+        Raises:
+            InvalidBundle, InvalidVocabulary: the class bank is missing, damaged, or that of another encoder.
+        """
+        self._bundle, self._manifest, self._threads = bundle, manifest, threads
+        self._text: TextEncoder | None = None
+        self._lock = threading.Lock()
+        self.own = self._fitting(load_class_bank(locate(bundle, CLASSES)))
+        """The classes of the bundle."""
+
+    def bank(self, classes: Classes) -> ClassBank:
+        """Make the class bank of what a user gives: see `Classifier.set_classes`."""
+        if isinstance(classes, ClassBank):
+            return self._fitting(classes)
+        if isinstance(classes, Vocabulary):
+            return self._fitting(ClassBank.plain(classes))
+        if isinstance(classes, (str, os.PathLike)):
+            return self._fitting(load_class_bank(Path(classes)))
+        names = tuple(classes)
+        check_names(names)
+        return self._chosen(names) if set(names) <= set(self.own.vocabulary.names) else self._embedded(names)
+
+    def _fitting(self, bank: ClassBank) -> ClassBank:
+        dim = self._manifest.encoder.dim
+        if bank.vocabulary.dim != dim:
+            raise InvalidVocabulary(
+                f"{self._bundle}: expected class embeddings of the encoder's {dim} numbers, found "
+                f"{bank.vocabulary.dim}: take class names that were embedded for this encoder"
+            )
+        return bank
+
+    def _chosen(self, names: tuple[str, ...]) -> ClassBank:
+        """Some of the bundle's classes, as they were trained; all of them keep the threshold too."""
+        own = self.own
+        row = {name: index for index, name in enumerate(own.vocabulary.names)}
+        lengths = own.lengths[[row[name] for name in names]]
+        whole = len(names) == len(own)
+        return ClassBank(
+            own.vocabulary.select(names),
+            lengths,
+            own.temperature,
+            own.unknown_threshold if whole else None,
+            own.unknown_rule if whole else "",
+        )
+
+    def _embedded(self, names: tuple[str, ...]) -> ClassBank:
+        """Other classes: embedded as the bundle's were, with what calibration says about any class."""
+        own = self.own.vocabulary
+        vocabulary = self._text_encoder().vocabulary(
+            names, own.prompts, logit_scale=own.logit_scale, tag=own.tag, spaces=self._spaces()
+        )
+        lengths = np.full(len(names), np.median(self.own.lengths), np.float32)
+        return self._fitting(ClassBank(vocabulary, lengths, self.own.temperature))
+
+    def _text_encoder(self) -> TextEncoder:
+        with self._lock:
+            if self._text is None:
+                files = [name for name in self._manifest.files if name.startswith(TEXT_FILES)]
+                check_files(self._bundle, self._manifest, files)
+                self._text = TextEncoder.load(self._bundle, self._threads)
+            return self._text
+
+    def _spaces(self) -> bool:
+        """Whether `night_stand` is embedded as `night stand`: as the export found that the vocabulary was."""
+        facts = self._manifest.provenance.get("text_encoder")
+        return not isinstance(facts, dict) or facts.get("spaces") is not False

@@ -1,0 +1,169 @@
+"""Whatever a user holds, to prepared clouds: one, a list or a batch, of NumPy, DLPack or a GPU, in any up axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.runtime.device_arrays import INTERFACE, UnreadableArray, to_host
+from crossmost.runtime.manifest import AXES, Encoder
+from crossmost.runtime.preprocess import InvalidCloud, check_cloud, drop_invalid, prepare_usable
+
+ON_CPU = (1, 3, 13)
+"""DLPack's numbers for memory the CPU reads: its own, and what CUDA pinned or manages."""
+
+
+class Prepared(NamedTuple):
+    """A cloud as the encoder wants it, and how many invalid points it lost."""
+
+    points: NDArray[np.float32]  # (n, C)
+    dropped: int
+
+
+@dataclass(frozen=True)
+class CloudsIn:
+    """How clouds become the encoder's input.
+
+    Attributes:
+        encoder: conventions of the encoder.
+        up_axis: of the clouds: x, y, z, -x, -y or -z.
+    """
+
+    encoder: Encoder
+    up_axis: str
+
+    def __post_init__(self) -> None:
+        if self.up_axis not in AXES:
+            raise InvalidCloud(f"expected an up axis out of {', '.join(AXES)}, found {self.up_axis!r}")
+
+    def prepare(self, points: Any) -> Prepared:
+        """Check, drop, colour, turn, normalise, thin and fill one cloud.
+
+        Args:
+            points: (N, 3+) of any real dtype; see `Classifier` for what the further columns may be.
+
+        Raises:
+            InvalidCloud: it cannot be classified.
+        """
+        card = self.encoder
+        cloud = check_cloud(as_array(points))
+        columns = min(card.channels, cloud.shape[1])
+        if columns == 6:
+            cloud = np.concatenate([cloud[:, :3], unit_colors(cloud[:, 3:6], card.color_filler)], axis=1)
+        # Before points are dropped: an intensity of NaN is no reason to.
+        usable, dropped = drop_invalid(cloud[:, : 6 if columns == 6 else 3])
+        if self.up_axis != card.up_axis:
+            usable = turn(turn(usable, self.up_axis, "z"), "z", card.up_axis)
+        if card.channels == 6 and columns < 6:
+            filler = np.full((len(usable), 3), card.color_filler, np.float32)
+            usable = np.concatenate([usable, filler], axis=1)
+        return Prepared(
+            prepare_usable(usable, most=card.points, least=max(card.groups, card.neighbors)), dropped
+        )
+
+
+def split_clouds(points: Any) -> list[Any]:
+    """Tell one cloud (N, C), a sequence of clouds and a batch (B, N, C) apart: always a list of clouds.
+
+    A list of rows of numbers is one cloud.
+
+    Raises:
+        InvalidCloud: something else.
+    """
+    if isinstance(points, (list, tuple)):
+        if not points:
+            return []
+        return list(points) if _depth(points[0]) >= 2 else [points]
+    array = as_array(points)
+    return list(array) if array.ndim == 3 else [array]
+
+
+def as_array(points: Any) -> NDArray[Any]:
+    """Bring an array to NumPy, without a copy where its memory is the CPU's.
+
+    Raises:
+        InvalidCloud: it is on a GPU and cannot be copied, or it cannot be read as an array.
+    """
+    if isinstance(points, np.ndarray):
+        return points
+    try:
+        if hasattr(points, INTERFACE):
+            return to_host(points)
+        if hasattr(points, "__dlpack__"):
+            return _from_dlpack(points)
+        return np.asarray(points)
+    except UnreadableArray as error:
+        raise InvalidCloud(str(error)) from error
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidCloud(
+            f"expected points of shape (N, 3), found a {type(points).__name__} that is no array: {reason}"
+        ) from error
+
+
+def _from_dlpack(points: Any) -> NDArray[Any]:
+    kind = int(points.__dlpack_device__()[0])
+    if kind not in ON_CPU:
+        raise UnreadableArray(
+            f"expected points that the CPU can read, found a {type(points).__name__} on DLPack device {kind}: "
+            "copy them to the CPU"
+        )
+    return np.from_dlpack(points)
+
+
+def _depth(entry: Any) -> int:
+    """Dimensions of an entry of a list: of an array, or of nested lists."""
+    if isinstance(entry, (list, tuple)):
+        return 1 + (_depth(entry[0]) if entry else 0)
+    shape = getattr(entry, "shape", ())
+    return len(shape) if isinstance(shape, Sequence) else 0
+
+
+def unit_colors(colors: NDArray[Any], filler: float) -> NDArray[np.float32]:
+    """Bring colors (N, 3) of 0..1, 0..255 or 0..65535 to 0..1; what is not finite becomes the filler.
+
+    Raises:
+        InvalidCloud: other numbers, such as normals.
+    """
+    values = colors.astype(np.float64)
+    finite = np.isfinite(values)
+    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 0.0)
+    if low < 0 or high > 65535:
+        raise InvalidCloud(
+            f"expected colors in 0..1, 0..255 or 0..65535 in columns 3 to 5, found {low:g}..{high:g}: "
+            "leave out columns that are none"
+        )
+    floating = np.issubdtype(colors.dtype, np.floating)
+    scale = 1.0 if floating and high <= 1 else 255.0 if high <= 255 else 65535.0
+    return np.where(finite, values / scale, filler).astype(np.float32)
+
+
+def turn(points: NDArray[Any], up: str, to: str) -> NDArray[np.float64]:
+    """Rotate clouds with the up axis `up` so that it becomes `to`, where one of the two is z: exactly, by signs.
+
+    The axis that is neither stays where it is; -z becomes z by half a turn about x.
+
+    Args:
+        points: (N, 3+), the first three columns x, y, z.
+        up: of `AXES`.
+        to: of `AXES`.
+
+    Returns:
+        (N, 3+) float64.
+    """
+    source = points.astype(np.float64)
+    turned = source.copy()
+    if up == to:
+        return turned
+    tilted, sign = (up if to == "z" else to), (1 if to == "z" else -1)
+    if tilted == "-z":
+        turned[:, 1:3] *= -1
+        return turned
+    axis = "xyz".index(tilted[-1])
+    sign = -sign if tilted[0] == "-" else sign
+    turned[:, 2], turned[:, axis] = sign * source[:, axis], -sign * source[:, 2]
+    return turned

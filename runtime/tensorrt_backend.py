@@ -1,0 +1,199 @@
+"""The encoder in TensorRT or TensorRT-RTX; sampling and grouping are CUDA kernels on the same stream.
+
+TensorRT ends the process where there is no driver, so nothing here imports it before the driver named a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.runtime.backend import BackendUnavailable, Embedded
+from crossmost.runtime.cuda_calls import CudaError
+from crossmost.runtime.cuda_device import CudaDevice
+from crossmost.runtime.cuda_driver import Gpu, probe_cuda
+from crossmost.runtime.cuda_kernels import KERNELS, InvalidLaunch, SamplingKernels, ptx_name
+from crossmost.runtime.engine_cache import cache_folder as default_cache_folder
+from crossmost.runtime.engine_opening import OpenedEngine, open_engine
+from crossmost.runtime.engine_packages import TensorRt, Unavailable, find_tensorrt
+from crossmost.runtime.engine_pool import WorkerPool
+from crossmost.runtime.engine_shapes import Shape, chunks, padded_batch, padded_points
+from crossmost.runtime.engine_worker import EngineWorker
+from crossmost.runtime.manifest import Manifest
+
+WORKERS = 2
+
+
+class TensorRtBackend:
+    """An engine, and workers that run it: see `Backend`.
+
+    Any number of threads may embed. `workers` of them are on the GPU at the same time, each with a stream, memory
+    and CUDA graphs of its own; the others wait. Two keep a GPU busy while the host fills the next batch, and each
+    further one costs the memory of its largest batch.
+    """
+
+    def __init__(
+        self,
+        bundle: Path | str,
+        manifest: Manifest,
+        *,
+        package: Literal["tensorrt", "tensorrt-rtx"],
+        device: int | None = None,
+        rebuild: bool = False,
+        cache_folder: Path | None = None,
+        workers: int = WORKERS,
+    ) -> None:
+        """Find an engine that fits this GPU, in the bundle or among those built here, and load it.
+
+        Args:
+            bundle: the folder.
+            manifest: of the bundle.
+            package: which TensorRT.
+            device: index of the GPU; None for the first.
+            rebuild: where no engine fits, build one from `encoder.onnx` and keep it in the cache.
+            cache_folder: of engines built here; None for that of `engine_cache.cache_folder`.
+            workers: batches that can be on the GPU at once.
+
+        Raises:
+            BackendUnavailable: why, and the command that builds an engine.
+            InvalidBundle: the graph that is to be built or its weights are damaged.
+        """
+        self.name: str = package
+        self._encoder = manifest.encoder
+        self._least = max(self._encoder.groups, self._encoder.neighbors)
+        self._most = max(self._encoder.points, self._least)
+        self._tensorrt = _find_package(package, device or 0)
+        with ExitStack() as undo:
+            self._device = _open_device(device or 0)
+            undo.callback(self._device.close)
+            with self._device.current():
+                self._kernels = self._open_kernels()
+                undo.callback(self._in_context, self._kernels.close)
+                cache = cache_folder or default_cache_folder()
+                self._opened: OpenedEngine | None = open_engine(
+                    Path(bundle), manifest, self._tensorrt, cache=cache, rebuild=rebuild
+                )
+            self._pool = WorkerPool(self._make_worker, workers)
+            undo.pop_all()
+
+    def embed(self, clouds: Sequence[NDArray[np.float32]]) -> Embedded:
+        """Embed B clouds, in as few batches as the engine takes: see `Backend.embed`.
+
+        Raises:
+            ValueError: clouds that are not prepared, or the backend is closed.
+            EngineFailed: TensorRT refused a batch.
+            CudaError: the GPU failed, or its memory is full.
+        """
+        self._check(clouds)
+        rows: list[NDArray[np.float32]] = []
+        seconds: dict[str, float] = {}
+        with self._pool.borrow() as worker, self._device.current():
+            assert self._opened is not None
+            least, most = self._opened.engine.batches
+            for part in chunks(len(clouds), most):
+                batch = clouds[part]
+                points = padded_points(max(map(len, batch)), self._most)
+                embedding, took = worker.embed(batch, Shape(padded_batch(len(batch), least, most), points))
+                rows.append(embedding)
+                seconds = {stage: seconds.get(stage, 0.0) + took[stage] for stage in took}
+        return Embedded(np.concatenate(rows), seconds)
+
+    def info(self) -> dict[str, Any]:
+        """The package, the engine, the GPU and what workers hold: see `Backend.info`."""
+        workers, opened = self._pool.workers, self._opened
+        notes = dict.fromkeys(note for worker in workers for note in worker.notes)
+        facts: dict[str, Any] = {
+            "package": str(self._tensorrt),
+            "gpu": str(self._tensorrt.gpu),
+            "driver": self._tensorrt.driver,
+            "workers": len(workers),
+            "bytes": sum(worker.bytes for worker in workers),
+            "shapes": [
+                {"batch": shape.batch, "points": shape.points, "cuda_graph": captured}
+                for worker in workers
+                for shape, captured in worker.shapes.items()
+            ],
+        }
+        if opened is None:
+            return facts
+        engine = opened.engine.facts
+        return facts | {
+            "engine": opened.origin,
+            "precision": engine.precision,
+            "batch": list(engine.recipe.profile["batch"]),
+            "notes": [*opened.notes, *notes],
+        }
+
+    def close(self) -> None:
+        """Wait for batches under way and free everything: see `Backend.close`."""
+        if not self._pool.close(lambda worker: self._in_context(worker.close)):
+            return
+        self._opened = None
+        self._in_context(self._kernels.close)
+        self._device.close()
+
+    def _in_context(self, close: Any) -> None:
+        """Close something in the GPU's context; after an error of the GPU there is nothing left to close."""
+        try:
+            with self._device.current():
+                close()
+        except CudaError:
+            pass
+
+    def _check(self, clouds: Sequence[NDArray[np.float32]]) -> None:
+        """The kernels trust sizes, and a float64 would be read as two numbers."""
+        channels = self._encoder.channels
+        expected = f"prepared clouds: float32 of {channels} channels, {self._least} to {self._most} points"
+        if not len(clouds):
+            raise ValueError(f"expected {expected}, found none")
+        for cloud in clouds:
+            fits = cloud.ndim == 2 and cloud.shape[1] == channels and cloud.dtype == np.float32
+            if not fits or not self._least <= len(cloud) <= self._most:
+                raise ValueError(f"expected {expected}, found {cloud.dtype} of shape {cloud.shape}")
+
+    def _make_worker(self) -> EngineWorker:
+        assert self._opened is not None
+        with self._device.current():
+            return EngineWorker(self._device, self._opened.engine, self._kernels, self._encoder)
+
+    def _open_kernels(self) -> SamplingKernels:
+        card, gpu = self._encoder, self._gpu
+        try:
+            major, minor = map(int, gpu.compute_capability.split("."))
+            ptx = (KERNELS / ptx_name((major, minor))).read_bytes()
+            return SamplingKernels(
+                ptx,
+                groups=card.groups,
+                neighbors=card.neighbors,
+                channels=card.channels,
+                driver=self._device.driver,
+            )
+        except (CudaError, InvalidLaunch, OSError) as error:
+            raise BackendUnavailable(f"the sampling kernels cannot run on {gpu}: {error}") from error
+
+    @property
+    def _gpu(self) -> Gpu:
+        assert self._tensorrt.gpu is not None
+        return self._tensorrt.gpu
+
+
+def _find_package(package: Literal["tensorrt", "tensorrt-rtx"], device: int) -> TensorRt:
+    driver = probe_cuda()
+    if not driver.gpus:
+        raise BackendUnavailable(driver.reason)
+    found = find_tensorrt(package, device=device, probe=lambda: driver)
+    if isinstance(found, Unavailable):
+        raise BackendUnavailable(found.reason)
+    return found
+
+
+def _open_device(index: int) -> CudaDevice:
+    try:
+        return CudaDevice(index)
+    except (ModuleNotFoundError, CudaError) as error:
+        raise BackendUnavailable(str(error)) from error

@@ -1,0 +1,110 @@
+"""Other classes for a bundle: by name, as vocabulary, as bank, as file."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from crossmost.runtime.class_bank import ClassBank
+from crossmost.runtime.class_choice import ClassChoice
+from crossmost.runtime.manifest import InvalidBundle, load_manifest
+from crossmost.runtime.text_encoder import InvalidTextEncoder, TextEncoder
+from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary
+
+
+def choice(bundle):
+    return ClassChoice(bundle, load_manifest(bundle), 1)
+
+
+def test_names_are_embedded_like_the_bundles_own(speaking):
+    chosen = choice(speaking)
+    bank = chosen.bank(["night_stand", "mug"])
+    own = chosen.own.vocabulary
+    expected = TextEncoder.load(speaking, 1).vocabulary(
+        ["night_stand", "mug"], own.prompts, logit_scale=own.logit_scale, tag=own.tag, spaces=True
+    )
+    assert bank.vocabulary.names == ("night_stand", "mug")
+    np.testing.assert_array_equal(bank.vocabulary.embeddings, expected.embeddings)
+    assert (bank.vocabulary.logit_scale, bank.vocabulary.tag) == (own.logit_scale, own.tag)
+    assert bank.unknown_threshold is None
+
+
+def test_underscores_stay_where_the_export_found_that_they_did(speaking, tmp_path):
+    import shutil
+
+    bundle = tmp_path / "copy"
+    shutil.copytree(speaking, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["provenance"] = {"text_encoder": {"spaces": False}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    kept, spaced = (choice(each).bank(["night_stand"]).vocabulary.embeddings for each in (bundle, speaking))
+    assert not np.array_equal(kept, spaced)
+
+
+def test_calibration_holds_for_new_names_and_the_threshold_does_not(speaking):
+    chosen = choice(speaking)
+    lengths = np.array([1, 2, 3, 10], np.float32)
+    chosen.own = ClassBank(chosen.own.vocabulary, lengths, 1.7, 0.3, "rule")
+    bank = chosen.bank(["mug", "bowl"])
+    assert (bank.temperature, bank.unknown_threshold) == (1.7, None)
+    assert bank.lengths.tolist() == [2.5, 2.5]
+
+
+def test_a_text_encoder_that_was_changed_is_refused(speaking, tmp_path):
+    import shutil
+
+    bundle = tmp_path / "copy"
+    shutil.copytree(speaking, bundle)
+    (bundle / "tokenizer.json").write_text("{}")
+    with pytest.raises(InvalidBundle, match=r"tokenizer\.json: expected .* it was changed"):
+        choice(bundle).bank(["mug"])
+
+
+def test_the_bundles_own_names_need_no_text_encoder(exported):
+    chosen = choice(exported)
+    bank = chosen.bank(iter(["table", "bottle"]))
+    assert bank.vocabulary.names == ("table", "bottle")
+    for name, length in zip(bank.vocabulary.names, bank.lengths, strict=True):
+        place = chosen.own.vocabulary.names.index(name)
+        assert length == chosen.own.lengths[place]
+    assert bank.temperature == chosen.own.temperature
+    assert bank.unknown_threshold is None
+
+
+def test_all_of_its_own_names_bring_the_threshold_back(exported):
+    chosen = choice(exported)
+    assert chosen.own.unknown_threshold is not None
+    assert chosen.bank(chosen.own.vocabulary.names[::-1]).unknown_threshold == chosen.own.unknown_threshold
+
+
+def test_without_a_text_encoder_other_names_say_how_to_get_one(exported):
+    with pytest.raises(InvalidTextEncoder, match="export the bundle with --text-encoder"):
+        choice(exported).bank(["table", "mug"])
+
+
+def test_vocabularies_banks_and_files_are_taken_as_they_are(exported, tmp_path):
+    chosen = choice(exported)
+    rows = np.random.default_rng(0).normal(size=(2, 16))
+    vocabulary = Vocabulary.create(["x", "y"], rows, logit_scale=7.0)
+    assert chosen.bank(vocabulary).vocabulary is vocabulary
+    bank = ClassBank(vocabulary, np.ones(2, np.float32), 2.0, 0.25)
+    assert chosen.bank(bank) is bank
+    bank.save(tmp_path / "classes.npz")
+    for path in (tmp_path / "classes.npz", str(tmp_path / "classes.npz")):
+        assert chosen.bank(path).unknown_threshold == 0.25
+
+
+@pytest.mark.parametrize("classes", [[], ["a", "a"], [""], [3], "no/such/file.npz"])
+def test_what_names_no_classes_is_refused(exported, classes):
+    with pytest.raises(InvalidVocabulary, match="expected"):
+        choice(exported).bank(classes)
+
+
+def test_embeddings_for_another_encoder_are_refused(exported):
+    wide = Vocabulary.create(["x"], np.ones((1, 24)), logit_scale=1.0)
+    with pytest.raises(
+        InvalidVocabulary, match="expected class embeddings of the encoder's 16 numbers, found 24"
+    ):
+        choice(exported).bank(wide)

@@ -44,5 +44,5 @@ def test_a_damaged_sample_is_one_line(tmp_path, shapes, damage):
             arrays = dict(stored)
         arrays["sizes"][0] += 1
         np.savez(path, **arrays)
-    with pytest.raises(InputError, match="sample.npz: expected clouds kept by `crossmost train`"):
+    with pytest.raises(InputError, match=r"sample\.npz: expected clouds kept by `crossmost train`"):
         load_sample(path)

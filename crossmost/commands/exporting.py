@@ -47,7 +47,9 @@ def export(
     ] = None,
     verify_clouds: Annotated[
         int | None,
-        typer.Option(min=1, help="The most of them; default: 32, fewer of many patches.", rich_help_panel=VERIFICATION),
+        typer.Option(
+            min=1, help="The most of them; default: 32, fewer of many patches.", rich_help_panel=VERIFICATION
+        ),
     ] = None,
     batch: Annotated[
         str,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
+from crossmost.export.exported_layers import exported_layers
 from crossmost.export.precision import DTYPES, Precision
 from crossmost.models.point_bert import PatchEncoder, PointBert
 from crossmost.models.student import unit
@@ -45,6 +46,7 @@ class EncoderGraph(nn.Module):
         self.dtype = DTYPES[precision]
         narrow = copy.deepcopy(encoder).eval().requires_grad_(False)
         fold_batch_norms(narrow.encoder)
+        exported_layers(narrow)
         del narrow.lm_head, narrow.patch_head  # masked modelling is over
         narrow.to(self.dtype)
         narrow.pos_embed = Float32Island(narrow_position(encoder), self.dtype)  # type: ignore[assignment]

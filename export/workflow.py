@@ -18,6 +18,7 @@ from crossmost.export.graph_files import ENCODER, MODEL, write_graphs
 from crossmost.export.onnx_encoder import IR_VERSION, OPSET
 from crossmost.export.parity import Check, Parity
 from crossmost.export.precision import Precision
+from crossmost.export.quantize import int8_checks, quantize_encoder
 from crossmost.export.source import Exportable
 from crossmost.export.text_files import TextOptions, write_text_encoder
 from crossmost.export.verification_clouds import VerificationClouds
@@ -59,6 +60,7 @@ class ExportOptions:
 
     Attributes:
         precision: typed in the graphs.
+        int8: add an encoder in 8-bit integers for CPUs.
         batch: smallest, typical and largest batch: verified, and what engines take.
         unknown_rate: share of clouds like the user's that may be called unknown.
         clouds: the most that are verified; None for as many as take about a minute on two cores.
@@ -69,6 +71,7 @@ class ExportOptions:
     """
 
     precision: Precision = "fp32"
+    int8: bool = False
     batch: Profile = field(default_factory=lambda: Profile(1, 8, 64))
     unknown_rate: float = 0.05
     clouds: int | None = None
@@ -116,14 +119,27 @@ def export(
         bank = with_threshold(source, real, labelled, options)
         bank.save(folder / CLASSES)
         provenance = dict(source.provenance)
-        texts: list[Check] = []
+        further: list[Check] = []
         if options.text is not None:
             say(f"writing the text encoder of {options.text.clip}")
-            provenance["text_encoder"], texts = write_text_encoder(
+            provenance["text_encoder"], further = write_text_encoder(
                 source.vocabulary, options.text, options.precision, folder, options.threads
             )
+        if options.int8:
+            say("quantizing the encoder for CPUs")
+            quantize_encoder(folder, graph, (source.sample or clouds).points)
         say(f"verifying on {len(clouds.ids)} clouds: {clouds.name}")
-        parity = verified(source, folder, bank, clouds, options, texts)
+        if options.int8:
+            further += int8_checks(
+                folder,
+                source.encoder,
+                source.projection,
+                bank,
+                clouds,
+                batches=options.batch.sizes,
+                threads=options.threads,
+            )
+        parity = verified(source, folder, bank, clouds, options, further)
         say("\n".join(parity.lines()))
         if not parity.passed:
             raise WorkFailed(f"verification failed, no bundle was written: {parity.failure}")
@@ -191,9 +207,9 @@ def verified(
     bank: ClassBank,
     clouds: VerificationClouds,
     options: ExportOptions,
-    texts: list[Check],
+    further: list[Check],
 ) -> Parity:
-    """Compare the graphs with torch; `texts` are the checks of the text encoder."""
+    """Compare the graphs with torch; `further` are the checks of what is not in every bundle."""
     parity = verify(
         folder,
         source.encoder,
@@ -204,14 +220,14 @@ def verified(
         batches=options.batch.sizes,
         threads=options.threads,
     )
-    failed = next((check for check in texts if not check.passed), None)
+    failed = next((check for check in further if not check.passed), None)
     failure = parity.failure
     if failed and not failure:
         shown = ", ".join(failed.failing[:3]) or failed.note
         failure = (
             f"{failed.graph}: embedding: {failed.metric} {failed.value:g}, gate {failed.gate:g}, on: {shown}"
         )
-    return replace(parity, checks=(*parity.checks, *texts), failure=failure)
+    return replace(parity, checks=(*parity.checks, *further), failure=failure)
 
 
 def engines_of(folder: Path, options: ExportOptions, say: Say) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -19,7 +19,7 @@ from crossmost.runtime.manifest import Manifest, locate
 from crossmost.runtime.onnx_session import create_session
 from crossmost.runtime.sampling import group
 
-GRAPH = "encoder.onnx"
+GRAPH, INT8 = "encoder.onnx", "encoder.int8.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 POINTS_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 18}
 """Points of all patches of a pass, which bounds its memory."""
@@ -43,7 +43,7 @@ class OnnxBackend:
         device: int | None = None,
         threads: int | None = None,
     ) -> None:
-        """Open `encoder.onnx`, whose digest the caller has checked.
+        """Open `encoder.onnx`, or on a CPU `encoder.int8.onnx` where the bundle has one; the caller checked digests.
 
         Args:
             bundle: the folder.
@@ -61,7 +61,9 @@ class OnnxBackend:
         self._threads = threads
         self._version = str(runtime.__version__)
         self._clouds = max(1, POINTS_AT_ONCE[provider] // (self._encoder.groups * self._encoder.neighbors))
-        graph = locate(Path(bundle), GRAPH)
+        # Whoever exported with --int8 wanted it where it is the faster one: on CPUs.
+        self._graph = INT8 if provider == "cpu" and INT8 in manifest.files else GRAPH
+        graph = locate(Path(bundle), self._graph)
         if provider == "cpu":
             self._session: Any = _open_cpu(graph, manifest.precision, threads)
         else:
@@ -88,6 +90,7 @@ class OnnxBackend:
         """The library, its provider and the limits: see `Backend.info`."""
         return {
             "onnxruntime": self._version,
+            "graph": self._graph,
             "provider": PROVIDERS[self.name.rpartition("-")[2]],
             "threads": self._threads or "one a core",
             "clouds_at_once": self._clouds,

@@ -29,6 +29,9 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, typed in the graphs.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16; runs on recent GPUs only.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Add an encoder in 8-bit integers, which CPUs run sooner.")
+    ] = False,
     text_encoder: Annotated[
         bool, typer.Option("--text-encoder", help="Add the CLIP text tower: new class names on the robot.")
     ] = False,
@@ -130,6 +133,8 @@ def export(
     """Make a verified bundle for the robot: ONNX graphs, class bank, TensorRT engines."""
     if fp16 and bf16:
         raise InputError("expected --fp16 or --bf16, found both")
+    if int8 and (fp16 or bf16):
+        raise InputError("expected --int8 beside float32 graphs: leave out --fp16 and --bf16")
     of_engines = (points, version_compatible, hardware_compatible, strip_weights, refittable, timing_cache)
     if any(of_engines) and not (tensorrt or tensorrt_rtx):
         raise InputError("options of TensorRT engines were given, and none is asked for: add --tensorrt")
@@ -156,6 +161,7 @@ def export(
         workflows.Reading(up_axis=up_axis, columns=columns, color=color),
         ExportOptions(
             precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
+            int8=int8,
             batch=parse_profile(batch),
             unknown_rate=unknown_rate,
             clouds=verify_clouds,

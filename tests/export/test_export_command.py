@@ -62,6 +62,7 @@ def test_a_base_and_clouds_of_the_user(tmp_path, crossmost, tiny_base, tiny_voca
     ("options", "message"),
     [
         (["--fp16", "--bf16"], "found both"),
+        (["--int8", "--fp16"], "leave out --fp16"),
         (["--batch", "8:1:64"], "1 <= min <= opt <= max"),
         (["--batch", "many"], "1:8:64"),
         (["--unknown-rate", "1.5"], "--unknown-rate"),

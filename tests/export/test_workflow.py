@@ -15,6 +15,7 @@ from crossmost.export import workflow
 from crossmost.export.graph_files import METADATA
 from crossmost.export.source import load_exportable
 from crossmost.export.workflow import EngineRequest, ExportOptions, export
+from crossmost.runtime import Classifier
 from crossmost.runtime.class_bank import load_class_bank
 from crossmost.runtime.engine_options import EngineOptions, Profile
 from crossmost.runtime.engine_packages import Unavailable
@@ -82,6 +83,19 @@ def test_the_threshold_is_found_on_the_clouds_of_the_run(bundle, source):
     unknown = bank.predict(source.embed(source.sample.points))[2]
     assert unknown.mean() == pytest.approx(0.05, abs=1 / len(unknown))
     assert bank.temperature == source.bank.temperature
+
+
+def test_integers_for_cpus_are_verified_too_and_the_runtime_takes_them(tmp_path, source):
+    manifest = export(source, tmp_path / "b", ExportOptions(int8=True, clouds=8), say=quiet)
+    assert {"encoder.int8.onnx", "int8_weights.bin"} <= set(manifest.files)
+    checks = [check for check in manifest.parity["checks"] if check["graph"] == "encoder.int8.onnx"]
+    assert checks
+    assert all(check["passed"] for check in checks)
+    with Classifier.load(tmp_path / "b", backend="onnxruntime-cpu") as classifier:
+        assert classifier.info()["device"]["graph"] == "encoder.int8.onnx"
+        clouds = [normalize(cloud) for cloud in source.sample.points[:6]]
+        cosines = (classifier.embed(clouds) * source.embed(clouds)).sum(axis=1)
+    assert cosines.min() > 0.99
 
 
 def test_own_clouds_with_labels_give_accuracy_before_and_after(tmp_path, source, write_shapes, open_shapes):

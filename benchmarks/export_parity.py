@@ -1,6 +1,6 @@
 """Export parity on trained encoders and real clouds: torch against the graphs of a bundle, with time, memory and size.
 
-    python benchmarks/export.py --data DATA --work WORK
+    python benchmarks/export_parity.py --data DATA --work WORK
 
 Makes a base with the point-bert-64x32 card on the source of pair P1, adapts it to some of the pair's unlabelled scans,
 once with 64 and once with 512 groups (the weights do not depend on their number), and exports both runs in each

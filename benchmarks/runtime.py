@@ -2,7 +2,7 @@
 
     python benchmarks/runtime.py --data DATA --work WORK [--quick] [--soak 100000] [--install]
 
-Makes the runs of benchmarks/export_parity.py if WORK lacks them, and bundles of them with the int8 encoder, verified on the
+Makes the runs of export_parity.py if WORK lacks them, and bundles of them with the int8 encoder, verified on the
 scanned test split. Every way has a process of its own; they take turns, so that whatever else the machine does meets
 all of them. Clouds are sampled from DATA's meshes. `--quick` measures less and writes neither results nor the README.
 """
@@ -26,12 +26,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from adaptation import crossmost, machine
+from export_parity import PAIR, SIZES, adapt, make_bases
 from pairs import prepare as prepare_pair
 from runtime_table import table
 from tables import write_between
 
 from crossmost.data.meshes import read_mesh
-from export_parity import PAIR, SIZES, adapt, make_bases
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "runtime"

@@ -30,6 +30,8 @@ def create_session(
     options = onnxruntime.SessionOptions()
     # Errors come as exceptions; the warnings are about nodes placed on the CPU and initializers without a reader.
     options.log_severity_level = 3
+    # Allocations remembered for every batch size would only cost memory.
+    options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

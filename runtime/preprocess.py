@@ -149,10 +149,26 @@ def thin(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 
 
 def fill(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Repeat points in turn until there are `count`: an encoder needs as many as it has groups or neighbours."""
+    """Repeat points in turn until there are `count`, as `model.onnx` does; `prepare` spreads repetitions evenly."""
     if len(points) >= count:
         return points
     return points[np.arange(count) % len(points)]
+
+
+def repeat_evenly(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Repeat points until there are `count`, those that come once more than others evenly spread over the cloud.
+
+    Deterministic and independent of the order of the points.
+
+    Args:
+        points: (N, C) float32, the first three columns normalised.
+        count: at least N.
+
+    Returns:
+        (count, C) float32, along the space-filling curve of `thin`.
+    """
+    order = np.lexsort((*points.T, morton_codes(points[:, :3])))
+    return points[order[(np.arange(count, dtype=np.int64) * len(points)) // count]]
 
 
 def prepare(points: Any, *, most: int, least: int = 1) -> NDArray[np.float32]:
@@ -178,7 +194,5 @@ def prepare_usable(points: NDArray[Any], *, most: int, least: int = 1) -> NDArra
     normalized = normalize(points[:, :3])
     if points.shape[1] > 3:
         normalized = np.concatenate([normalized, points[:, 3:].astype(np.float32)], axis=1)
-    if len(normalized) < least:
-        # Which points are repeated once more than others is decided by where they are, not by their order.
-        normalized = normalized[np.lexsort(normalized.T)]
-    return fill(thin(normalized, most), least)
+    kept = thin(normalized, most)
+    return kept if len(kept) >= least else repeat_evenly(kept, least)

@@ -14,6 +14,7 @@ from crossmost.runtime.preprocess import (
     morton_codes,
     normalize,
     prepare,
+    repeat_evenly,
     thin,
 )
 
@@ -273,3 +274,22 @@ def test_the_input_is_left_as_it_is(dtype: type, most: int, least: int) -> None:
     np.testing.assert_array_equal(points, before)
     assert not np.shares_memory(found, points)
     found += 1  # the answer is the caller's to change
+
+
+@given(seed=st.integers(0, 2**32 - 1), have=st.integers(1, 80), want=st.integers(1, 200))
+@settings(max_examples=50, deadline=None)
+def test_repetitions_are_even_and_do_not_depend_on_the_order(seed: int, have: int, want: int) -> None:
+    rng = np.random.default_rng(seed)
+    cloud = normalize(rng.standard_normal((have, 3)))
+    count = max(have, want)
+    filled = repeat_evenly(cloud, count)
+    assert (filled == repeat_evenly(cloud[rng.permutation(have)], count)).all()
+    times = np.unique(filled, axis=0, return_counts=True)[1]
+    assert len(times) == len(np.unique(cloud, axis=0))
+    if len(times) == have:
+        assert set(times.tolist()) <= {count // have, count // have + 1}
+
+
+def test_repetitions_do_not_pull_the_cloud_to_one_side() -> None:
+    cloud = normalize(np.random.default_rng(0).standard_normal((300, 3)))
+    assert np.abs(prepare(cloud, most=1024, least=512).mean(axis=0)).max() < 0.03

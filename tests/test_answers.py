@@ -215,7 +215,10 @@ main()
         ["doctor", bundle("fp32")],
     ):
         done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -449,7 +448,7 @@ class TestFlow:
         def press_ctrl_c(_progress: RunProgress, figures: dict[str, Any]) -> None:
             done.append(figures)
             if len(done) == 4:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
 
         with monkeypatch.context() as patch:
             patch.setattr(RunProgress, "batch", press_ctrl_c)
@@ -657,12 +656,12 @@ class TestProcess:
     def run(self, *arguments: object, code: str = "") -> subprocess.CompletedProcess[str]:
         main = code + "from crossmost.cli import main; main()"
         command = [sys.executable, "-c", main, *(str(argument) for argument in arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
 
     def test_one_line_on_stderr_and_exit_2(self, train: Arguments, tmp_path: Path) -> None:
         arguments = [str(argument) for argument in train(data=tmp_path / "nowhere")]
         command = [sys.executable, "-m", "crossmost", *arguments]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        found = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
         assert found.returncode == 2
         assert found.stdout == ""
         assert found.stderr.startswith("error: ")

@@ -233,7 +233,7 @@ def test_the_script_starts_without_torch(tmp_path: Path) -> None:
         f"runpy.run_path({str(ROOT / 'benchmarks' / 'gpu.py')!r}, run_name='__main__')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=tmp_path, check=False
     )
     assert done.returncode == 2
     assert done.stdout == ""

@@ -43,7 +43,9 @@ def run(
     """Run a command without what the caller's Python paths, or a `make` around the tests, would add to it."""
     ours = ("PYTHON", "MAKE", "MFLAGS")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    done = subprocess.run(arguments, cwd=cwd, env=environment, input=input, capture_output=True, text=True)
+    done = subprocess.run(
+        arguments, cwd=cwd, env=environment, input=input, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0 or not check, f"{arguments} in {cwd}:\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -71,7 +70,7 @@ class Folder:
     def pressing_ctrl_c(self, batches: int) -> Callable[[], None]:
         def press() -> None:
             if len(self.batches) == batches:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
 
         return press
 
@@ -261,8 +260,8 @@ class TestResume:
         run = folder("run")
 
         def press_twice() -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             raise AssertionError("the second one was not heard")
 
         with pytest.raises(KeyboardInterrupt):

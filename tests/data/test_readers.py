@@ -223,7 +223,7 @@ def test_numpy_files_need_no_other_library(tmp_path: Path) -> None:
         "except ValueError as error: print(error)\n"
     )
     (tmp_path / "b.las").write_bytes(b"LASF")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert "pip install 'crossmost[io]'" in done.stdout
 

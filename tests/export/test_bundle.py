@@ -318,7 +318,7 @@ tests.write_bundle(Path({out!r}), tests.builder(b"crashed"), overwrite=True)
 def crash(out: Path, call: int) -> None:
     """Export in a process that dies before a rename."""
     code = CRASH.format(tests=str(Path(__file__).parent), call=call, out=str(out))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 9, done.stderr
 
 

@@ -15,7 +15,9 @@ for operator in ("nms", "qnms"):
 
 def run(code: str, *, first_on_path: Path | None = None) -> subprocess.CompletedProcess[str]:
     path = f"import sys; sys.path.insert(0, {str(first_on_path)!r})\n" if first_on_path else ""
-    return subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", path + code], capture_output=True, encoding="utf-8", timeout=120
+    )
 
 
 def fake_torchvision(folder: Path, source: str) -> Path:

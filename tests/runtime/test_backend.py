@@ -34,7 +34,7 @@ import crossmost.runtime.classifier, crossmost.runtime.onnx_backend, crossmost.r
 heavy = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "tokenizers", "torch"} & set(sys.modules)
 print(light, sorted(heavy), crossmost.runtime.Classifier.__name__, crossmost.runtime.Prediction.__name__)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert ran.stdout.strip() == "True [] Classifier Prediction"
 
 

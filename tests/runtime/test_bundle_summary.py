@@ -191,5 +191,5 @@ def test_it_needs_numpy_only() -> None:
         "trainer = [name for name in sys.modules if name.startswith('crossmost.') and 'runtime' not in name]\n"
         "print(sorted(names & {'torch', 'onnx', 'onnxruntime', 'pydantic', 'typer'}), trainer)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
     assert done.stdout.strip() == "[] []", done.stderr

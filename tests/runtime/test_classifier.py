@@ -522,6 +522,6 @@ print(sorted(name for name in sys.modules if name.partition(".")[0] in BANNED))
 print(sorted(name for name in sys.modules if name.startswith("crossmost.") and ".runtime" not in name))
 """
     command = [sys.executable, "-c", code, str(bundle), str(tmp_path / "cloud.npy")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert ran.stderr == ""
     assert ran.stdout.splitlines() == [load(exported)(cloud())[0].label, "[]", "[]"]

@@ -87,5 +87,5 @@ def test_the_probe_of_this_machine_ends_well_and_loads_nothing_heavy():
         "assert bool(found.gpus) != bool(found.reason);"
         "assert not {'numpy', 'torch', 'tensorrt'} & sys.modules.keys()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stderr) == (0, "")

@@ -49,7 +49,7 @@ def test_no_gpu_spills_registers(gpu: int, tmp_path: Path) -> None:
         pytest.skip("ptxas is not here: pip install nvidia-cuda-nvcc")
     source = KERNELS / cuda_kernels.ptx_name(divmod(gpu, 10))
     command = [ptxas, "-v", f"-arch=sm_{gpu}", str(source), "-o", str(tmp_path / "cubin")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     report = done.stdout + done.stderr
     if "is not defined for option 'gpu-name'" in report:
         pytest.skip(f"this ptxas does not know sm_{gpu}")

@@ -71,7 +71,7 @@ def test_this_machine_is_described_without_importing_anything_heavy():
         "heavy = {'torch', 'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'tokenizers', 'cuda'};"
         "assert not heavy & sys.modules.keys()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stderr) == (0, "")
     for said in (
         "Python",

@@ -304,5 +304,5 @@ def test_a_process_that_built_an_engine_ends_well(half, rtx):
         "source, found = GraphSource('0', {}, 'fp16'), find_tensorrt('tensorrt-rtx');"
         "build_engine(Path(sys.argv[1]), source, found, Profile(1, 4, 16)); print('built')"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(half)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(half)], capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "built", "")

@@ -95,6 +95,6 @@ def test_nothing_installed_says_what_to_install():
 
 def test_the_search_of_this_machine_ends_well():
     code = "from crossmost.runtime.engine_packages import find_tensorrt; print(find_tensorrt('tensorrt'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "TensorRT" in done.stdout

@@ -596,5 +596,5 @@ def test_the_backend_imports_neither_torch_nor_onnx_nor_tensorrt():
         "heavy = {'torch', 'onnx', 'tensorrt', 'tensorrt_rtx', 'cuda', 'filelock', 'onnxruntime'};"
         "print(sorted(heavy & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")

@@ -162,7 +162,7 @@ def test_neither_torch_nor_open_clip_is_needed(bundle, encoder):
         f"print(TextEncoder.load({str(bundle)!r}, threads=1).embed(['a mug'])[0].tolist())"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=dict(os.environ), check=False
     )
     assert run.returncode == 0, run.stderr
     np.testing.assert_allclose(json.loads(run.stdout), encoder.embed(["a mug"])[0], atol=1e-6)

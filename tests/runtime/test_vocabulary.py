@@ -224,5 +224,5 @@ def test_it_needs_numpy_only():
         "import sys, crossmost.runtime.vocabulary\n"
         "print(sorted({'torch', 'open_clip', 'crossmost.errors', 'crossmost.models'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
     assert done.stdout.strip() == "[]", done.stderr

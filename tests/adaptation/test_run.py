@@ -264,8 +264,13 @@ class TestResume:
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("the second one was not heard")
 
-        with pytest.raises(KeyboardInterrupt):
-            run.train(shapes, tiny_config(), press_twice)
+        # A test suite in the background is started with the signal ignored.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run.train(shapes, tiny_config(), press_twice)
+        finally:
+            signal.signal(signal.SIGINT, before)
         run.batches.clear()
         whole = folder("whole").train(shapes, tiny_config())
         assert run.resume(shapes).outcome() == whole.outcome()

@@ -40,11 +40,18 @@ def dataset_clouds(dataset: CloudDataset, names: tuple[str, ...], most: int) -> 
     return VerificationClouds(sample.name, sample.ids, sample.points, labels)
 
 
-def sample_clouds(sample: Sample, most: int) -> VerificationClouds:
-    """Clouds that the run kept of its training data, evenly spaced over it."""
-    chosen = np.unique(np.linspace(0, len(sample.ids) - 1, most).round().astype(int))
-    ids, points = (tuple(entries[index] for index in chosen) for entries in (sample.ids, sample.points))
-    return VerificationClouds(f"{sample.name}, kept by the run", ids, points, None)
+def sample_clouds(sample: Sample) -> VerificationClouds:
+    """Clouds that the run kept of its training data."""
+    return VerificationClouds(f"{sample.name}, kept by the run", sample.ids, sample.points, None)
+
+
+def spread(clouds: VerificationClouds, most: int) -> VerificationClouds:
+    """At most `most` of the clouds, evenly spaced."""
+    chosen = np.unique(np.linspace(0, len(clouds.ids) - 1, most).round().astype(int))
+    ids, points = (tuple(entries[index] for index in chosen) for entries in (clouds.ids, clouds.points))
+    return VerificationClouds(
+        clouds.name, ids, points, None if clouds.labels is None else clouds.labels[chosen]
+    )
 
 
 def simulated_clouds(card: PointCard, count: int) -> VerificationClouds:

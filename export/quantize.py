@@ -4,7 +4,7 @@ Weights get a scale a channel, activations one a tensor, both found before the e
 neither on the batch it comes in nor on the machine. Weights have seven bits, because CPUs without VNNI sum two
 products in 16 bits and would overflow with eight. What stays float32 costs little and matters much: the layer that
 reads coordinates, the position code, layer norms, softmax, the projection and the scaling to unit length. So do the
-products of attention, whose factors are both made at run time: quantized they were hardly faster and far less exact.
+products of attention, whose factors are both made at run time.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from crossmost.data.dataset import CloudDataset
 from crossmost.errors import InputError, WorkFailed
 from crossmost.export.bundle import write_bundle
 from crossmost.export.calibration import threshold_from_labels, threshold_without_labels
-from crossmost.export.clouds import dataset_clouds, sample_clouds, simulated_clouds
+from crossmost.export.clouds import dataset_clouds, sample_clouds, simulated_clouds, spread
 from crossmost.export.engine_source import read_source
 from crossmost.export.graph import EncoderGraph
 from crossmost.export.graph_files import ENCODER, MODEL, write_graphs
@@ -105,12 +105,10 @@ def export(
         WorkFailed: a gate of the verification failed, or the bundle cannot be written; nothing is left behind.
     """
     affordable = min(MOST_VERIFIED, max(1, VERIFIED_PATCHES // source.architecture.point.groups))
-    clouds = verification_clouds(source, own, options.clouds or affordable)
-    real = (
-        None
-        if own is None and source.sample is None
-        else verification_clouds(source, own, CALIBRATION_CLOUDS)
-    )
+    most = options.clouds or affordable
+    known = verification_clouds(source, own, max(most, CALIBRATION_CLOUDS))
+    clouds = spread(known, most)
+    real = None if own is None and source.sample is None else spread(known, CALIBRATION_CLOUDS)
 
     def build(folder: Path) -> Manifest:
         say(f"writing the graphs in {options.precision}")
@@ -128,8 +126,6 @@ def export(
         if options.int8:
             say("quantizing the encoder for CPUs")
             quantize_encoder(folder, graph, (source.sample or clouds).points)
-        say(f"verifying on {len(clouds.ids)} clouds: {clouds.name}")
-        if options.int8:
             further += int8_checks(
                 folder,
                 source.encoder,
@@ -139,6 +135,7 @@ def export(
                 batches=options.batch.sizes,
                 threads=options.threads,
             )
+        say(f"verifying on {len(clouds.ids)} clouds: {clouds.name}")
         parity = verified(source, folder, bank, clouds, options, further)
         say("\n".join(parity.lines()))
         if not parity.passed:
@@ -165,7 +162,7 @@ def verification_clouds(source: Exportable, own: CloudDataset | None, most: int)
     if own is not None:
         return dataset_clouds(own, source.vocabulary.names, most)
     if source.sample is not None:
-        return sample_clouds(source.sample, most)
+        return sample_clouds(source.sample)
     return simulated_clouds(source.architecture.point, most)
 
 

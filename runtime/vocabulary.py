@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from crossmost.runtime.whole_files import replacing, sync
 
 REQUIRED = ("names", "embeddings", "logit_scale")
 
@@ -113,24 +114,17 @@ class Vocabulary:
             path: where to.
             further: arrays to store beside the vocabulary's own, which `load_vocabulary` passes over.
         """
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    names=np.array(self.names),
-                    embeddings=self.embeddings,
-                    logit_scale=np.float64(self.logit_scale),
-                    prompts=np.array(self.prompts, dtype=np.str_),
-                    tag=np.array(self.tag),
-                    **further,
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(Path(path)) as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                names=np.array(self.names),
+                embeddings=self.embeddings,
+                logit_scale=np.float64(self.logit_scale),
+                prompts=np.array(self.prompts, dtype=np.str_),
+                tag=np.array(self.tag),
+                **further,
+            )
+            sync(file)
 
 
 def load_vocabulary(path: Path | str) -> Vocabulary:

@@ -29,9 +29,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, typed in the graphs.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16; runs on recent GPUs only.")] = False,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Add an encoder in 8-bit integers, which CPUs run sooner.")
-    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Add an encoder in 8-bit integers, for CPUs.")] = False,
     text_encoder: Annotated[
         bool, typer.Option("--text-encoder", help="Add the CLIP text tower: new class names on the robot.")
     ] = False,

@@ -162,11 +162,10 @@ def prove_and_measure(
 
 
 def every_sizes(manifests: Sequence[Manifest]) -> list[Sizes]:
-    """G, K and C of the bundles and the fixed ones, each once."""
+    """Those of the bundles and the fixed ones, each once."""
     cards = [manifest.encoder for manifest in manifests]
-    return list(
-        dict.fromkeys([*(Sizes(card.groups, card.neighbors, card.channels) for card in cards), *FIXED_SIZES])
-    )
+    of_bundles = [Sizes(card.groups, card.neighbors, card.channels, card.radius) for card in cards]
+    return list(dict.fromkeys([*of_bundles, *FIXED_SIZES]))
 
 
 def measure(

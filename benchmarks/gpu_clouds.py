@@ -23,11 +23,12 @@ LATTICE = 6
 
 
 class Sizes(NamedTuple):
-    """G, K and C of a pair of kernels."""
+    """G, K, C and the radius, if patches are balls, of a pair of kernels."""
 
     groups: int
     neighbors: int
     channels: int
+    radius: float | None = None
 
     @property
     def least(self) -> int:
@@ -35,8 +36,10 @@ class Sizes(NamedTuple):
         return max(self.groups, self.neighbors)
 
 
-FIXED_SIZES = (Sizes(64, 32, 3), Sizes(512, 32, 6), Sizes(33, 64, 3))
-"""Proved beside those of the bundles: both grouping kernels, both kinds of clouds."""
+FIXED_SIZES = (
+    Sizes(64, 32, 3), Sizes(512, 32, 6), Sizes(33, 64, 3), Sizes(384, 64, 6, 0.2), Sizes(64, 256, 6, 0.4),
+)  # fmt: skip
+"""Proved beside those of the bundles: every grouping kernel, both kinds of clouds."""
 
 
 class Case(NamedTuple):
@@ -95,7 +98,7 @@ def kernel_cases(sizes: Sizes, clouds: list[Cloud], *, quick: bool) -> Iterator[
         clouds: real or procedural ones, (n, 3).
         quick: fewer.
     """
-    rng = np.random.default_rng(sum(sizes))
+    rng = np.random.default_rng(sum(sizes[:3]))
     batch = [prepare(cloud, most=16384, least=sizes.least) for cloud in clouds[: 8 if quick else 32]]
     yield Case("the clouds", [widened(cloud, sizes, rng) for cloud in batch])
     counts = {sizes.least, sizes.least + 1, *(QUICK_COUNTS if quick else COUNTS)}

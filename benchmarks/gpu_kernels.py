@@ -71,7 +71,7 @@ class Batch:
         self.count, self.points = len(clouds), max(map(len, clouds))
         rows, groups = self.count, sizes.groups
         shapes = (rows, self.points, sizes.channels), (rows,), (rows, groups)
-        self._outputs = (shapes[2], (rows, groups, *sizes[1:]), (rows, groups, 3))
+        self._outputs = (shapes[2], (rows, groups, *sizes[1:3]), (rows, groups, 3))
         needed = [4 * int(np.prod(shape)) for shape in (*shapes[:2], *self._outputs)]
         starts, total = offsets([*needed, kernels.loaded.workspace_bytes(rows, self.points)])
         device = kernels.device
@@ -156,7 +156,7 @@ def reference(clouds: Sequence[Cloud], sizes: Sizes) -> list[Sampled]:
     return [
         Sampled(
             farthest_point_indices(cloud, sizes.groups).astype(np.int32),
-            *group(cloud, sizes.groups, sizes.neighbors),
+            *group(cloud, sizes.groups, sizes.neighbors, sizes.radius),
         )
         for cloud in clouds
     ]
@@ -185,6 +185,8 @@ def prove_kernels(
 ) -> Iterator[Check]:
     """The driver spills no register, and every case is as in NumPy, enqueued and as a graph."""
     about = f"sampling_{architecture}.ptx, G={sizes.groups}, K={sizes.neighbors}, C={sizes.channels}"
+    if sizes.radius is not None:
+        about += f", radius {sizes.radius:g}"
     # Distances may leave float32 on purpose.
     with (
         device.current(),

@@ -81,7 +81,8 @@ def kernel_lines(rows: list[dict[str, Any]], limits: dict[str, Any]) -> str:
         step = 1e6 * middle["sampling"] / row["groups"]
         total = f"{1e6 * middle['total']:.0f} ({1e6 * row['seconds']['total']['p99']:.0f})"
         cells = [copy, f"{1e6 * middle['sampling']:.0f}", f"{step:.2f}", grouping, total]
-        about = [row[name] for name in ("groups", "neighbors", "channels", "batch", "points")]
+        patch = row["neighbors"] if row["radius"] is None else f"{row['neighbors']} within {row['radius']:g}"
+        about = [row["groups"], patch, row["channels"], row["batch"], row["points"]]
         lines.append(f"| {' | '.join(map(str, [*about, *cells]))} |")
     return "\n".join(lines)
 

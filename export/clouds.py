@@ -12,7 +12,7 @@ from crossmost.data.scanner import scan
 from crossmost.data.shapes import SHAPES, make_shape
 from crossmost.errors import InputError
 from crossmost.export.verification_clouds import VerificationClouds
-from crossmost.models.point_bert import PointCard
+from crossmost.models.point_cards import PointCard
 from crossmost.runtime.preprocess import prepare
 
 
@@ -70,4 +70,4 @@ def _scanned(name: str, card: PointCard, rng: np.random.Generator) -> NDArray[np
     cloud = scan(make_shape(name, rng, card.points), severity="low", rng=rng)
     if card.channels == 6:
         cloud = np.concatenate([cloud, np.full_like(cloud, card.color_filler)], axis=1)
-    return prepare(cloud, most=card.points, least=card.least)
+    return prepare(cloud, most=card.points, least=card.least, scattered=card.scattered)

@@ -67,7 +67,7 @@ class Subject:
             beyond: (n,), which of them are to blame if the gate fails.
             passed: the verdict, where another has it already.
         """
-        limit = self.gates[metric].limit
+        limit = self.gates[metric].among(len(set(ids)))
         verdict = passes(metric, value, limit) if passed is None else passed
         order = np.argsort(-badness, kind="stable")
         blamed = [row for row in order if beyond[row]] or order[:1]

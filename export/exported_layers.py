@@ -1,4 +1,4 @@
-"""Layers of the point encoder, written so that a runtime computes them in few passes: same weights, same numbers.
+"""Layers of the point encoders, written so that a runtime computes them in few passes: same weights, same numbers.
 
 Linear layers take two-dimensional input, which makes each one node with its bias; GELU is spelled as runtimes know
 it; the queries of attention are scaled before the product, where nothing has to be copied for it.
@@ -6,37 +6,73 @@ it; the queries of attention are scaled before the product, where nothing has to
 
 from __future__ import annotations
 
+import copy
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
-from crossmost.models.point_bert import Attention, Block, Mlp, PatchEncoder, PointBert
+from crossmost.models.point_bert import Block, PatchEncoder, PointBert
 
 POINTS_AT_ONCE = 2048
 """Points of the patches that `in_parts` takes at a time: their features stay in the cache of a CPU core."""
 
 
-def exported_layers(encoder: PointBert) -> None:
-    """Replace patch encoder, attention and MLPs by their exported forms, in place; batch norms must be folded."""
-    encoder.encoder = ExportedPatchEncoder(encoder.encoder)  # type: ignore[assignment]
+class Float32Island(nn.Module):
+    """A module that computes in float32 within a network of another precision."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.module = module.float()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, float32 in, the network's precision out."""
+        return self.module(x).to(self.dtype)
+
+
+def export_point_bert(encoder: PointBert, dtype: torch.dtype) -> None:
+    """Bring a Point-BERT into its exported form, in place."""
+    assert isinstance(encoder.encoder, PatchEncoder)
+    encoder.encoder = ExportedPatchEncoder(encoder.encoder)
     for block in encoder.blocks.blocks:
         assert isinstance(block, Block)
-        block.attn = ExportedAttention(block.attn)  # type: ignore[assignment]
-        block.mlp = ExportedMlp(block.mlp)  # type: ignore[assignment]
+        block.attn = ExportedAttention(block.attn.qkv, block.attn.proj, block.attn.heads)  # type: ignore[assignment]
+        block.mlp = ExportedMlp(block.mlp.fc1, block.mlp.fc2)  # type: ignore[assignment]
+    cast_around_position(encoder, dtype)
 
 
-def in_parts(encoder: PointBert) -> None:
-    """Let exported layers take a few patches at a time, in place: the same numbers, sooner on a CPU.
+def cast_around_position(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Cast an encoder, in place, all but its `pos_embed`, which stays float32: centres are absolute."""
+    position = copy.deepcopy(encoder.pos_embed)  # before the cast rounds its weights
+    assert isinstance(position, nn.Module)
+    encoder.to(dtype)
+    encoder.pos_embed = Float32Island(position, dtype)
 
-    On a GPU it would be a waste: its kernels want all patches at once.
+
+def fold_batch_norms(stage: nn.Sequential) -> None:
+    """Multiply the running statistics of batch norms into the linear layers before them, in place."""
+    for index, (linear, norm) in enumerate(pairwise(list(stage))):
+        if isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+            stage[index], stage[index + 1] = fuse_linear_bn_eval(linear, norm), nn.Identity()
+
+
+def in_parts(layers: nn.Module, neighbors: int) -> None:
+    """Let an exported patch encoder take a few patches at a time, in place: the same numbers, sooner on a CPU.
+
+    On a GPU it would be a waste: its kernels want all patches at once. Layers of another kind stay as they are.
     """
-    layers: ExportedPatchEncoder = encoder.encoder  # type: ignore[assignment]
-    layers.at_once = max(1, POINTS_AT_ONCE // encoder.card.neighbors)
+    if isinstance(layers, ExportedPatchEncoder):
+        layers.at_once = max(1, POINTS_AT_ONCE // neighbors)
 
 
 class ExportedPatchEncoder(nn.Module):
-    """mini-PointNet, see `PatchEncoder`: the bias is added once a patch, not once a point."""
+    """mini-PointNet, see `PatchEncoder`: batch norms folded, the bias added once a patch, not once a point.
+
+    It takes the layers over and changes them.
+    """
 
     at_once: int | None = None
     """Patches a pass; None for all of them."""
@@ -44,6 +80,8 @@ class ExportedPatchEncoder(nn.Module):
     def __init__(self, layers: PatchEncoder):
         super().__init__()
         self.first_conv, self.second_conv = layers.first_conv, layers.second_conv
+        fold_batch_norms(self.first_conv)
+        fold_batch_norms(self.second_conv)
         mix: nn.Linear = layers.second_conv[0]  # type: ignore[assignment]
         width = mix.in_features // 2
         self.of_patch = linear(mix.weight[:, :width], mix.bias)
@@ -69,11 +107,11 @@ class ExportedPatchEncoder(nn.Module):
 
 
 class ExportedAttention(nn.Module):
-    """Multi-head self-attention, see `Attention`."""
+    """Multi-head self-attention: one linear layer gives queries, keys and values, in this order."""
 
-    def __init__(self, layers: Attention):
+    def __init__(self, qkv: nn.Linear, proj: nn.Linear, heads: int):
         super().__init__()
-        self.heads, self.qkv, self.proj = layers.heads, layers.qkv, layers.proj
+        self.qkv, self.proj, self.heads = qkv, proj, heads
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) to the same."""
@@ -87,11 +125,11 @@ class ExportedAttention(nn.Module):
 
 
 class ExportedMlp(nn.Module):
-    """Two linear layers with a GELU between, see `Mlp`."""
+    """Two linear layers with a GELU between."""
 
-    def __init__(self, layers: Mlp):
+    def __init__(self, fc1: nn.Linear, fc2: nn.Linear):
         super().__init__()
-        self.fc1, self.fc2 = layers.fc1, layers.fc2
+        self.fc1, self.fc2 = fc1, fc2
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) to the same."""

@@ -16,7 +16,7 @@ from crossmost.export.graph_parts import open_part
 from crossmost.export.parity import RUNS, SAME_INDICES, Check, Gate
 from crossmost.export.precision import Precision
 from crossmost.export.verification_clouds import FedClouds, plan_batches
-from crossmost.models.point_bert import PointCard
+from crossmost.models.point_cards import PointCard
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.onnx_session import create_session
 
@@ -94,7 +94,7 @@ def graph_checks(
 def most_rows(card: PointCard, fed: FedClouds) -> int:
     """Clouds that may share a batch before its largest tensors outgrow the memory."""
     points = max(map(len, fed.points))
-    patch_features = card.groups * card.neighbors * max(card.token_widths)
+    patch_features = card.groups * card.neighbors * card.widest
     distances = 2 * card.groups * points  # twice: a sum and what is added to it
     return max(1, MOST_ELEMENTS // max(patch_features, distances))
 

@@ -2,6 +2,7 @@
 
 Each step is a function of its own, local to the model, so that a reader sees the pipeline and a TensorRT plug-in of
 the same name may take a step over: `FarthestPointSampling` carries the attributes by which TensorRT finds one.
+`Group` cuts patches of the nearest points, `BallGroup` of the first within a radius; a model has the one of its card.
 The arithmetic is that of `crossmost.runtime.sampling`: float32, squared distances summed x, y, z, ties to the lowest
 index.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 import onnx
 from onnx import compose, parser
 
-from crossmost.models.point_bert import PointCard
+from crossmost.models.point_cards import PointCard
+from crossmost.runtime.sampling import squared_radius
 
 DOMAIN = "crossmost"
 ALREADY_NORMALIZED = 1e-5
@@ -125,7 +127,7 @@ FarthestPointSampling <num_samples, plugin_namespace, plugin_version> (xyz) => (
 
 GROUP = """
 <opset_import: ["" : 18], domain: "crossmost">
-Group <groups, neighbors, channels> (points, xyz, indices) => (patches, centers) {
+{name} <{attributes}> (points, xyz, indices) => (patches, centers) {
   one_axis = Constant <value_ints = [1]> ()
   two_axis = Constant <value_ints = [2]> ()
   three_axis = Constant <value_ints = [3]> ()
@@ -154,8 +156,7 @@ Group <groups, neighbors, channels> (points, xyz, indices) => (patches, centers)
   dz = Sub (z, center_z)
   dzz = Mul (dz, dz)
   distances = Add (dxy, dzz)
-  nearest, members = TopK <axis = -1, largest = 0, sorted = 1> (distances, k_row)
-
+{members}
   whole = Constant <value_ints = [0, -1, 1]> ()
   member_rows = Reshape (members, whole)
   picked = GatherND <batch_dims = 1> (points, member_rows)
@@ -168,6 +169,29 @@ Group <groups, neighbors, channels> (points, xyz, indices) => (patches, centers)
   patches = Concat <axis = 3> (relative, rest)
 }
 """
+
+NEAREST = """
+  nearest, members = TopK <axis = -1, largest = 0, sorted = 1> (distances, k_row)
+"""
+
+IN_BALL = """
+  limit = Constant <value_float: float = @squared_radius> ()
+  farther = Greater (distances, limit)
+  zero = Constant <value_int = 0> ()
+  one = Constant <value_int = 1> ()
+  shape = Shape (points)
+  count = Gather <axis = 0> (shape, one)
+  order = Range (zero, count, one)
+  place = Cast <to = 1> (order)
+  nowhere = Cast <to = 1> (count)
+  place_or_nowhere = Where (farther, nowhere, place)
+  lowest, ranks = TopK <axis = -1, largest = 0, sorted = 1> (place_or_nowhere, k_row)
+  first = Slice (lowest, from_zero, one_axis, two_axis)
+  missing = Equal (lowest, nowhere)
+  filled = Where (missing, first, lowest)
+  members = Cast <to = 7> (filled)
+"""
+"""Indices are float32 here, which every TopK orders: exact up to 2^24 points."""
 
 PIPELINE = """
 <ir_version: 10, opset_import: ["" : 18, "crossmost" : 1]>
@@ -187,9 +211,7 @@ sampling (float[batch, points, {channels}] points) => (
   indices = crossmost.FarthestPointSampling <
     num_samples = {groups}, plugin_namespace = "crossmost", plugin_version = "1"
   > (xyz)
-  patches, centers = crossmost.Group <groups = {groups}, neighbors = {neighbors}, channels = {channels}> (
-    filled, xyz, indices
-  )
+  patches, centers = crossmost.{group} <{values}> (filled, xyz, indices)
 }}
 """
 
@@ -199,12 +221,16 @@ def sampling_model(card: PointCard) -> onnx.ModelProto:
 
     Any N of at least 1; a cloud with fewer points than the encoder needs is filled up by repeating them.
     """
-    model = parser.parse_model(
-        PIPELINE.format(
-            channels=card.channels, groups=card.groups, neighbors=card.neighbors, least=card.least
-        )
-    )
-    functions = (NORMALIZE.replace("{close}", repr(ALREADY_NORMALIZED)), FILL, FARTHEST_POINT_SAMPLING, GROUP)
+    sizes = {"channels": card.channels, "groups": card.groups, "neighbors": card.neighbors}
+    name, members, attributes = "Group", NEAREST, dict[str, float](sizes)
+    if card.radius is not None:
+        name, members = "BallGroup", IN_BALL
+        attributes["squared_radius"] = float(squared_radius(card.radius))
+    values = ", ".join(f"{key} = {value}" for key, value in attributes.items())
+    model = parser.parse_model(PIPELINE.format(**sizes, least=card.least, group=name, values=values))
+    grouping = GROUP.replace("{name}", name).replace("{attributes}", ", ".join(attributes))
+    normalizing = NORMALIZE.replace("{close}", repr(ALREADY_NORMALIZED))
+    functions = (normalizing, FILL, FARTHEST_POINT_SAMPLING, grouping.replace("{members}", members))
     model.functions.extend(parser.parse_function(text) for text in functions)
     return model
 

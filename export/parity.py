@@ -27,10 +27,18 @@ SHARES = (RUNS, FINITE, SAME_INDICES, TOP1)
 
 @dataclass(frozen=True)
 class Gate:
-    """The value a metric must reach, or for `DIFFERENCE` must not exceed, and who says so."""
+    """The value a metric must reach, or for `DIFFERENCE` must not exceed, and who says so.
+
+    Of a share, `spared` clouds may always be on the wrong side: a few clouds cannot measure a percent.
+    """
 
     limit: float
     source: str
+    spared: int = 0
+
+    def among(self, clouds: int) -> float:
+        """The limit where so many clouds are judged."""
+        return min(self.limit, 1.0 - self.spared / clouds) if self.spared else self.limit
 
 
 EVERY_PRECISION = {

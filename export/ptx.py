@@ -69,7 +69,7 @@ def compile_kernels(folder: Path) -> list[Path]:
     written = []
     for architecture in ARCHITECTURES:
         path = folder / ptx_name(divmod(architecture, 10))
-        path.write_text(compile_ptx(SOURCE.read_text(), architecture), newline="\n")
+        path.write_text(compile_ptx(SOURCE.read_text("utf-8"), architecture), newline="\n")
         written.append(path)
     return written
 

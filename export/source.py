@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossmost.checkpoints.base import Architecture, check_width, load_base
+from crossmost.checkpoints.base import Architecture, check_text_model, load_base
 from crossmost.checkpoints.run import is_run, load_run, read_provenance
 from crossmost.checkpoints.sample import SAMPLE, Sample, load_sample
 from crossmost.errors import InputError
-from crossmost.models.point_bert import PointBert
+from crossmost.models.point_encoder import PointEncoder
 from crossmost.models.student import DualEncoder, Student, embed_points
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.manifest import hash_file
@@ -29,7 +29,7 @@ class Exportable:
 
     Attributes:
         encoder: in evaluation mode.
-        projection: (2 * width, D), behind the encoder.
+        projection: (F, D), behind the encoder.
         architecture: of the network it comes from.
         vocabulary: the class names with the text model's own embeddings.
         bank: the classes as the network uses them, calibrated where training did so; no threshold yet.
@@ -37,7 +37,7 @@ class Exportable:
         provenance: where it came from, for the manifest.
     """
 
-    encoder: PointBert
+    encoder: PointEncoder
     projection: Tensor
     architecture: Architecture
     vocabulary: Vocabulary
@@ -104,7 +104,7 @@ def _from_run(folder: Path) -> Exportable:
 def _from_base(
     path: Path, base: DualEncoder, architecture: Architecture, vocabulary: Vocabulary
 ) -> Exportable:
-    check_width(vocabulary, architecture)
+    check_text_model(vocabulary, architecture)
     provenance = {"kind": "base", "text": architecture.text, "weights_sha256": hash_file(path).sha256}
     return Exportable(
         base.point_encoder,

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.errors import InputError
-from crossmost.models.point_bert import PointCard
-from crossmost.runtime.preprocess import fill, normalize, thin
+from crossmost.models.point_cards import PointCard
+from crossmost.runtime.orientation import turn
+from crossmost.runtime.preprocess import fill, normalize, scatter, thin
 from crossmost.runtime.sampling import farthest_point_indices, group
 
 PART = 4
@@ -69,7 +70,7 @@ class FedClouds:
 
 
 def feed_clouds(clouds: VerificationClouds, card: PointCard) -> FedClouds:
-    """Bring clouds to sizes that can share a batch, normalise again, and sample with NumPy.
+    """Bring z-up clouds to sizes that can share a batch and into the encoder's frame, and sample with NumPy.
 
     Half of the clouds or more get the same size, the median's: larger ones are thinned to it, smaller ones stay as
     they are. Normalised once more, they pass through `model.onnx` bit for bit and both paths see the same numbers.
@@ -84,9 +85,9 @@ def feed_clouds(clouds: VerificationClouds, card: PointCard) -> FedClouds:
             raise InputError(f"{name}: expected finite points to verify with, found NaN or infinity")
     sizes = sorted(len(cloud) for cloud in clouds.points)
     common = sizes[(len(sizes) - 1) // 2]
-    points = tuple(normalized(thin(cloud, common)) for cloud in clouds.points)
+    points = tuple(in_frame(thin(cloud, common), card) for cloud in clouds.points)
     filled = tuple(fill(cloud, card.least) for cloud in points)
-    grouped = [group(cloud, card.groups, card.neighbors) for cloud in filled]
+    grouped = [group(cloud, card.groups, card.neighbors, card.radius) for cloud in filled]
     return FedClouds(
         clouds.ids,
         points,
@@ -97,9 +98,11 @@ def feed_clouds(clouds: VerificationClouds, card: PointCard) -> FedClouds:
     )
 
 
-def normalized(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Points (N, C) with normalised coordinates and their colours as they are."""
-    return np.concatenate([normalize(points[:, :3]), points[:, 3:]], axis=1)
+def in_frame(points: NDArray[np.float32], card: PointCard) -> NDArray[np.float32]:
+    """A z-up cloud (N, C) in the encoder's own frame and order, normalised again, its colours as they are."""
+    turned = turn(points, "z", card.up_axis)
+    normalized = np.concatenate([normalize(turned[:, :3]), points[:, 3:]], axis=1)
+    return scatter(normalized) if card.scattered else normalized
 
 
 def plan_batches(

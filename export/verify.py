@@ -27,7 +27,8 @@ from crossmost.export.departure import (
     first_departure,
     sampling_departure,
 )
-from crossmost.export.graph import EncoderGraph, Float32Island
+from crossmost.export.exported_layers import Float32Island
+from crossmost.export.graph import EncoderGraph
 from crossmost.export.graph_checks import (
     EMBEDDING,
     INDICES,
@@ -41,7 +42,8 @@ from crossmost.export.graph_parts import widen
 from crossmost.export.parity import GATES, RUNS, SAME_INDICES, TITLES, Check, Parity, limit_text, value_text
 from crossmost.export.precision import Precision
 from crossmost.export.verification_clouds import FedClouds, VerificationClouds, feed_clouds
-from crossmost.models.point_bert import PointBert, PointCard
+from crossmost.models.point_cards import PointCard
+from crossmost.models.point_encoder import PointEncoder
 from crossmost.models.student import unit
 from crossmost.runtime.class_bank import ClassBank
 
@@ -55,7 +57,7 @@ NAMED = 3
 class Reference(nn.Module):
     """The student's own path from patches to embedding: nothing folded, nothing cast."""
 
-    def __init__(self, encoder: PointBert, projection: Tensor):
+    def __init__(self, encoder: PointEncoder, projection: Tensor):
         super().__init__()
         self.encoder, self.projection = encoder, projection
 
@@ -69,7 +71,7 @@ class Verification:
 
     def __init__(
         self,
-        encoder: PointBert,
+        encoder: PointEncoder,
         projection: Tensor,
         precision: Precision,
         bank: ClassBank,
@@ -173,7 +175,7 @@ class Verification:
 
 def verify(
     bundle: Path,
-    encoder: PointBert,
+    encoder: PointEncoder,
     projection: Tensor,
     precision: Precision,
     class_bank: ClassBank,
@@ -189,7 +191,7 @@ def verify(
     Args:
         bundle: folder with `encoder.onnx`, `model.onnx` and their weights.
         encoder: in evaluation mode, float32, on the CPU.
-        projection: (2 * width, D) float32.
+        projection: (F, D) float32.
         precision: of the graphs.
         class_bank: whose top-1 class must stay.
         clouds: at least one.

@@ -178,6 +178,7 @@ def encoder_facts(source: Exportable) -> Encoder:
         up_axis=card.up_axis,
         color_filler=card.color_filler,
         dim=source.architecture.dim,
+        radius=card.radius,
     )
 
 

@@ -78,7 +78,8 @@ def _load(bundle: Path, check: bool) -> tuple[Manifest, ClassBank]:
 
 def _encoder_lines(manifest: Manifest) -> list[str]:
     card = manifest.encoder
-    sizes = f"N {card.points}, G {card.groups}, K {card.neighbors}, C {card.channels}, D {card.dim}"
+    patch = f"K {card.neighbors}" + ("" if card.radius is None else f" within {card.radius:g}")
+    sizes = f"N {card.points}, G {card.groups}, {patch}, C {card.channels}, D {card.dim}"
     color = f", clouds without color get {card.color_filler:g}" if card.channels == 6 else ""
     return [
         f"encoder      {card.name}: {sizes}",

@@ -12,6 +12,7 @@ import numpy as np
 from crossmost.runtime.class_bank import ClassBank, load_class_bank
 from crossmost.runtime.manifest import Manifest, check_files, locate
 from crossmost.runtime.text_encoder import TextEncoder
+from crossmost.runtime.text_tags import explain_other_model, remedy
 from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary, check_names
 
 CLASSES = "classes.npz"
@@ -44,23 +45,37 @@ class ClassChoice:
     def bank(self, classes: Classes) -> ClassBank:
         """Make the class bank of what a user gives: see `Classifier.set_classes`."""
         if isinstance(classes, ClassBank):
-            return self._fitting(classes)
+            return self._given(classes)
         if isinstance(classes, Vocabulary):
-            return self._fitting(ClassBank.plain(classes))
+            return self._given(ClassBank.plain(classes))
         if isinstance(classes, (str, os.PathLike)):
-            return self._fitting(load_class_bank(Path(classes)))
+            return self._given(load_class_bank(Path(classes)))
         names = tuple(classes)
         check_names(names)
         return self._chosen(names) if set(names) <= set(self.own.vocabulary.names) else self._embedded(names)
 
     def _fitting(self, bank: ClassBank) -> ClassBank:
-        dim = self._manifest.encoder.dim
-        if bank.vocabulary.dim != dim:
+        dim, found = self._manifest.encoder.dim, bank.vocabulary
+        if found.dim != dim:
             raise InvalidVocabulary(
-                f"{self._bundle}: expected class embeddings of the encoder's {dim} numbers, found "
-                f"{bank.vocabulary.dim}: take class names that were embedded for this encoder"
+                f"{self._bundle}: expected class embeddings of the encoder's {dim} numbers, found {found.dim} "
+                f"({found.tag or 'no tag'}): it was aligned with {self._text_tag() or 'another text model'}; "
+                f"{remedy(self._text_tag())}"
             )
         return bank
+
+    def _given(self, bank: ClassBank) -> ClassBank:
+        """Classes from elsewhere, which may be of another text model than the encoder."""
+        found = self._fitting(bank).vocabulary
+        problem = explain_other_model(str(self._bundle), self._text_tag(), found.tag, found.dim)
+        if problem:
+            raise InvalidVocabulary(problem)
+        return bank
+
+    def _text_tag(self) -> str:
+        """The text model that the encoder was aligned with; empty where the export did not know."""
+        tag = self._manifest.provenance.get("text")
+        return tag if isinstance(tag, str) else ""
 
     def _chosen(self, names: tuple[str, ...]) -> ClassBank:
         """Some of the bundle's classes, as they were trained; all of them keep the threshold too."""

@@ -162,7 +162,8 @@ class Classifier:
                 names are the bundle's own, all of them: a threshold holds for the classes it was found with.
 
         Raises:
-            InvalidVocabulary: names or embeddings that cannot be used; the old classes stay.
+            InvalidVocabulary: names or embeddings that cannot be used, such as those of another text model; the old
+                classes stay.
             InvalidTextEncoder: the text encoder is missing or damaged, or the bundle knows no prompts.
         """
         bank = self._choice.bank(classes)

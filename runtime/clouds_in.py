@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.device_arrays import INTERFACE, UnreadableArray, to_host
-from crossmost.runtime.manifest import AXES, Encoder
+from crossmost.runtime.manifest import Encoder
+from crossmost.runtime.orientation import AXES, turn
 from crossmost.runtime.preprocess import InvalidCloud, check_cloud, drop_invalid, prepare_usable
 
 ON_CPU = (1, 3, 13)
@@ -41,7 +42,7 @@ class CloudsIn:
             raise InvalidCloud(f"expected an up axis out of {', '.join(AXES)}, found {self.up_axis!r}")
 
     def prepare(self, points: Any) -> Prepared:
-        """Check, drop, colour, turn, normalise, thin and fill one cloud.
+        """Check, drop, colour, turn, normalise, thin, fill and scatter one cloud.
 
         Args:
             points: (N, 3+) of any real dtype; see `Classifier` for what the further columns may be.
@@ -57,13 +58,13 @@ class CloudsIn:
         # Before points are dropped: an intensity of NaN is no reason to.
         usable, dropped = drop_invalid(cloud[:, : 6 if columns == 6 else 3])
         if self.up_axis != card.up_axis:
-            usable = turn(turn(usable, self.up_axis, "z"), "z", card.up_axis)
+            usable = turn(usable, self.up_axis, card.up_axis)
         if card.channels == 6 and columns < 6:
             filler = np.full((len(usable), 3), card.color_filler, np.float32)
             usable = np.concatenate([usable, filler], axis=1)
-        return Prepared(
-            prepare_usable(usable, most=card.points, least=max(card.groups, card.neighbors)), dropped
-        )
+        least = max(card.groups, card.neighbors)
+        points = prepare_usable(usable, most=card.points, least=least, scattered=card.radius is not None)
+        return Prepared(points, dropped)
 
 
 def split_clouds(points: Any) -> list[Any]:
@@ -140,30 +141,3 @@ def unit_colors(colors: NDArray[Any], filler: float) -> NDArray[np.float32]:
     floating = np.issubdtype(colors.dtype, np.floating)
     scale = 1.0 if floating and high <= 1 else 255.0 if high <= 255 else 65535.0
     return np.where(finite, values / scale, filler).astype(np.float32)
-
-
-def turn(points: NDArray[Any], up: str, to: str) -> NDArray[np.float64]:
-    """Rotate clouds with the up axis `up` so that it becomes `to`, where one of the two is z: exactly, by signs.
-
-    The axis that is neither stays where it is; -z becomes z by half a turn about x.
-
-    Args:
-        points: (N, 3+), the first three columns x, y, z.
-        up: of `AXES`.
-        to: of `AXES`.
-
-    Returns:
-        (N, 3+) float64.
-    """
-    source = points.astype(np.float64)
-    turned = source.copy()
-    if up == to:
-        return turned
-    tilted, sign = (up if to == "z" else to), (1 if to == "z" else -1)
-    if tilted == "-z":
-        turned[:, 1:3] *= -1
-        return turned
-    axis = "xyz".index(tilted[-1])
-    sign = -sign if tilted[0] == "-" else sign
-    turned[:, 2], turned[:, axis] = sign * source[:, axis], -sign * source[:, 2]
-    return turned

@@ -10,7 +10,10 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from crossmost.runtime.cuda_calls import CudaError, call, import_driver
+from crossmost.runtime.sampling import squared_radius
 
 KERNELS = Path(__file__).parent / "kernels"
 """The folder of the PTX files that come with this version."""
@@ -19,10 +22,12 @@ ARCHITECTURES = (80, 75)
 """Compute capabilities there is a PTX file for; it runs on its own GPU generation and all later ones."""
 
 MOST_NEIGHBORS = 64
+MOST_IN_BALL = 256
 SAMPLING_THREADS = 256
 SAMPLING_SLOTS = (4, 8, 16, 32, 64)  # points a thread can hold: one kernel each
 STREAMING = "farthest_points_streamed"
 STREAMING_THREADS = 1024
+BALL = "group_ball"
 GROUPING_THREADS = 128
 GROUPING_CENTERS = 4  # of a block
 
@@ -51,29 +56,41 @@ class SamplingKernels:
     `launch` needs the same context to be current. It may be called from several threads at once.
     """
 
-    def __init__(self, ptx: bytes, *, groups: int, neighbors: int, channels: int, driver: Any = None) -> None:
+    def __init__(
+        self,
+        ptx: bytes,
+        *,
+        groups: int,
+        neighbors: int,
+        channels: int,
+        radius: float | None = None,
+        driver: Any = None,
+    ) -> None:
         """Load the module; the driver translates it once a machine and keeps the result.
 
         Args:
             ptx: the content of the file that `ptx_name` names, from the bundle or from `KERNELS`.
             groups: G.
-            neighbors: K, at most 64.
+            neighbors: K, at most 64, or 256 of a ball.
             channels: C, 3 or 6.
+            radius: a patch is the first K points of a ball; None for the K nearest.
             driver: `cuda.bindings.driver`; None imports it.
 
         Raises:
             ModuleNotFoundError: cuda-python is not installed.
             CudaError: no driver, no context, or PTX the driver does not take.
             InvalidLaunch: G, K or C out of range.
+            ValueError: a radius out of range.
         """
-        if groups < 1 or not 1 <= neighbors <= MOST_NEIGHBORS or channels not in (3, 6):
-            expected = f"expected at least 1 group, 1 to {MOST_NEIGHBORS} neighbors and 3 or 6 channels"
+        most = MOST_NEIGHBORS if radius is None else MOST_IN_BALL
+        if groups < 1 or not 1 <= neighbors <= most or channels not in (3, 6):
+            expected = f"expected at least 1 group, 1 to {most} neighbors and 3 or 6 channels"
             raise InvalidLaunch(f"{expected}, found {groups}, {neighbors} and {channels}")
         self.groups, self.neighbors, self.channels = groups, neighbors, channels
+        self._grouping, self._limit = _grouping(neighbors, radius)
         self._driver = import_driver() if driver is None else driver
         self._module = self._call("cuModuleLoadData", ptx + b"\0")
         names = [f"farthest_points_{slots}" for slots in SAMPLING_SLOTS]
-        self._grouping = "group_32" if neighbors <= 32 else "group_64"
         self._functions = {
             name: self._call("cuModuleGetFunction", self._module, name.encode())
             for name in (*names, STREAMING, self._grouping)
@@ -133,7 +150,7 @@ class SamplingKernels:
             name, threads, chosen = STREAMING, STREAMING_THREADS, [*chosen, workspace_ptr]
         self._enqueue(name, (batch, 1), threads, stream, (cloud, numbers, chosen))
         grid = (batch, -(-self.groups // GROUPING_CENTERS))
-        arguments = [*cloud, centers_ptr], [*numbers, self.neighbors], [patches_ptr]
+        arguments = [*cloud, centers_ptr], [*numbers, self.neighbors, *self._limit], [patches_ptr]
         self._enqueue(self._grouping, grid, GROUPING_THREADS, stream, arguments)
 
     def close(self) -> None:
@@ -167,6 +184,13 @@ class SamplingKernels:
 
     def _call(self, function: str, *arguments: Any) -> Any:
         return call(self._driver, function, *arguments)
+
+
+def _grouping(neighbors: int, radius: float | None) -> tuple[str, list[int]]:
+    """The kernel that cuts the patches, and the limit it takes: the bits of the squared radius, if any."""
+    if radius is None:
+        return ("group_32" if neighbors <= 32 else "group_64"), []
+    return BALL, [int(squared_radius(radius).view(np.int32))]
 
 
 def _slots(points: int) -> int:

@@ -41,20 +41,23 @@ class Search:
     others: tuple[EngineFacts, ...]
 
 
-def cache_folder() -> Path | None:
-    """Where engines built on this machine are kept; None where the system knows no place.
-
-    It is `engines` in $CROSSMOST_CACHE, else in `crossmost` of the user's cache folder.
-    """
+def cache_root() -> Path | None:
+    """$CROSSMOST_CACHE, else `crossmost` in the user's cache folder; None where the system knows no place."""
     if given := os.environ.get("CROSSMOST_CACHE"):
-        return Path(given).absolute() / ENGINES
+        return Path(given).absolute()
     variable = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
     folder = os.environ.get(variable, "")
     try:
         base = Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache"
     except RuntimeError:  # a user without a home
         return None
-    return base / "crossmost" / ENGINES
+    return base / "crossmost"
+
+
+def cache_folder() -> Path | None:
+    """Where engines built on this machine are kept; None where the system knows no place."""
+    root = cache_root()
+    return None if root is None else root / ENGINES
 
 
 def find_engines(bundle: Path, manifest: Manifest, here: Machine, cache: Path | None) -> Search:

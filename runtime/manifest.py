@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from crossmost.runtime.bundle_json import Fields, InvalidBundle, check_plain, read_json, shown
+from crossmost.runtime.orientation import AXES
+from crossmost.runtime.sampling import RADII
 
 __all__ = [
     "MANIFEST",
@@ -32,7 +34,6 @@ __all__ = [
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 PRECISIONS = ("fp32", "fp16", "bf16")
-AXES = ("x", "y", "z", "-x", "-y", "-z")
 
 # Each part starts with a letter, digit or underscore: no `..`, no hidden file and no root, and there is no
 # colon or backslash, so that a name means the same file on every system.
@@ -56,6 +57,7 @@ class Encoder:
         color_filler: rgb of a cloud without color, where C is 6.
         dim: D, width of the embedding.
         scale: how clouds are scaled: "unit-sphere" is centroid to 0, largest norm to 1.
+        radius: a patch is the first K points so near its centre; None, as in bundles without it, for the K nearest.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Encoder:
     color_filler: float
     dim: int
     scale: str = "unit-sphere"
+    radius: float | None = None
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,7 @@ def _encoder(found: dict[str, Any]) -> Encoder:
         color_filler=entries.real("color_filler", 0.0, 1.0),
         dim=entries.whole("dim", 1, 2**16),
         scale=entries.text("scale", ("unit-sphere",)),
+        radius=None if found.get("radius") is None else entries.real("radius", *RADII),
     )
 
 

@@ -108,7 +108,7 @@ class OnnxBackend:
         patches = np.empty((len(clouds), card.groups, card.neighbors, card.channels), np.float32)
         centers = np.empty((len(clouds), card.groups, 3), np.float32)
         for row, cloud in enumerate(clouds):
-            patches[row], centers[row] = group(cloud, card.groups, card.neighbors)
+            patches[row], centers[row] = group(cloud, card.groups, card.neighbors, card.radius)
         return patches, centers
 
     def _try_out(self) -> None:

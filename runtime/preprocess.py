@@ -5,6 +5,7 @@ This is the only implementation: the trainer imports it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ MORTON_BITS = 10
 
 MORTON_STEPS = ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249))
 """Shifts and masks that move ten bits apart, two empty ones behind each."""
+
+GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+"""Multiples of it, without their whole part, fill an interval as evenly as any sequence does."""
 
 MOST_COLUMNS = 9
 """So few points (xyz, rgb, normals), with more columns than that, are a transposed cloud."""
@@ -171,13 +175,34 @@ def repeat_evenly(points: NDArray[np.float32], count: int) -> NDArray[np.float32
     return points[order[(np.arange(count, dtype=np.int64) * len(points)) // count]]
 
 
-def prepare(points: Any, *, most: int, least: int = 1) -> NDArray[np.float32]:
-    """Everything between a raw cloud and sampling: check, drop, normalise, thin, fill.
+def scatter(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Order points so that the first few of any region are spread over it, as in the clouds of the published encoders.
+
+    Ball query takes the first K points of a ball. Along a space-filling curve, or in a sensor's own order, those are
+    one side of it. Deterministic and independent of the order of the points.
+
+    Args:
+        points: (N, C) float32, the first three columns normalised.
+
+    Returns:
+        (N, C) float32: the curve of `thin`, walked in steps of the golden ratio.
+    """
+    count = len(points)
+    order = np.lexsort((*points.T, morton_codes(points[:, :3])))
+    step = max(1, round(count * GOLDEN))
+    while math.gcd(step, count) > 1:
+        step += 1
+    return points[order[(np.arange(count, dtype=np.int64) * step) % count]]
+
+
+def prepare(points: Any, *, most: int, least: int = 1, scattered: bool = False) -> NDArray[np.float32]:
+    """Everything between a raw cloud and sampling: check, drop, normalise, thin, fill, scatter.
 
     Args:
         points: (N, 3) xyz or (N, 6) xyz and rgb, any real dtype; colours pass through unchanged.
         most: points kept of a larger cloud: the card's N.
         least: points a smaller cloud is filled up to: the larger of the card's G and K.
+        scattered: order them by `scatter`, for an encoder that groups by balls.
 
     Returns:
         (n, 3 or 6) float32 with least <= n, and n <= max(most, least).
@@ -186,13 +211,16 @@ def prepare(points: Any, *, most: int, least: int = 1) -> NDArray[np.float32]:
         InvalidCloud: see `check_cloud` and `drop_invalid`.
     """
     usable, _ = drop_invalid(check_cloud(points))
-    return prepare_usable(usable, most=most, least=least)
+    return prepare_usable(usable, most=most, least=least, scattered=scattered)
 
 
-def prepare_usable(points: NDArray[Any], *, most: int, least: int = 1) -> NDArray[np.float32]:
-    """`prepare` for a cloud that was checked, with its unusable points dropped: normalise, thin, fill."""
+def prepare_usable(
+    points: NDArray[Any], *, most: int, least: int = 1, scattered: bool = False
+) -> NDArray[np.float32]:
+    """`prepare` for a cloud that was checked, with its unusable points dropped."""
     normalized = normalize(points[:, :3])
     if points.shape[1] > 3:
         normalized = np.concatenate([normalized, points[:, 3:].astype(np.float32)], axis=1)
     kept = thin(normalized, most)
-    return kept if len(kept) >= least else repeat_evenly(kept, least)
+    filled = kept if len(kept) >= least else repeat_evenly(kept, least)
+    return scatter(filled) if scattered else filled

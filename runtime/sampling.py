@@ -1,4 +1,4 @@
-"""Farthest point sampling and nearest neighbours in NumPy (DESIGN section 6).
+"""Farthest point sampling, nearest neighbours and balls in NumPy (DESIGN section 6).
 
 `crossmost.models.grouping` is the batched torch twin; a test holds the two to the same indices. All squared
 distances are float32, summed x, y, z in this order, so that every implementation rounds alike.
@@ -14,6 +14,9 @@ BLOCKS = 8
 
 ROWS = 64
 """Rows it takes at once, which bounds its memory where many distances are equal."""
+
+RADII = (1e-18, 1e18)
+"""The least and the largest radius of a ball: the squares of all between them are ordinary float32 numbers."""
 
 
 def farthest_point_indices(
@@ -81,6 +84,39 @@ def smallest_indices(squared: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return found
 
 
+def squared_radius(radius: float) -> np.float32:
+    """The number that squared distances are compared with: the square in float64, rounded to float32 once.
+
+    Raises:
+        ValueError: a radius outside `RADII`.
+    """
+    if not RADII[0] <= radius <= RADII[1]:
+        raise ValueError(f"expected a radius from {RADII[0]:g} to {RADII[1]:g}, found {radius}")
+    return np.float32(radius * radius)
+
+
+def ball_indices(squared: NDArray[np.float32], k: int, radius: float) -> NDArray[np.int64]:
+    """Find the first `k` points of each ball, by index, whatever their distance; a point at the radius is inside.
+
+    What is missing to `k` is the first one again. As published for OpenShape, the answer depends on the order of the
+    points where a ball holds more than `k` of them: the later ones are left out, near or not.
+
+    Args:
+        squared: (G, N) float32, the squared distances from each centre to all points, the centre itself among them.
+        k: at least 1.
+        radius: of the balls, in the unit of the points.
+
+    Returns:
+        (G, k) int64 indices into the rows.
+    """
+    rows = np.arange(len(squared))[:, None] * squared.shape[1]
+    # As published, a point is left out for being farther, so that no ball is empty, not even of numbers that are NaN.
+    inside = np.flatnonzero(~(squared > squared_radius(radius)))
+    first, end = np.searchsorted(inside, rows), np.searchsorted(inside, rows + squared.shape[1])
+    place = first + np.arange(k)
+    return inside[np.where(place < end, place, first)] - rows
+
+
 def _smallest(squared: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """`smallest_indices` of a few rows; where many numbers are equal it sorts all of them."""
     rows, points = squared.shape
@@ -113,7 +149,7 @@ def _squared_lengths(
 
 
 def group(
-    points: NDArray[np.float32], groups: int, neighbors: int
+    points: NDArray[np.float32], groups: int, neighbors: int, radius: float | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cut a cloud into overlapping patches around farthest-point centres.
 
@@ -121,12 +157,16 @@ def group(
         points: (N, 3 or 6) float32 with N >= max(groups, neighbors); colours, if any, in columns 3 to 5.
         groups: G.
         neighbors: K.
+        radius: a patch is the first K points of a ball, see `ball_indices`; None for the K nearest.
 
     Returns:
         patches (G, K, 3 or 6), xyz relative to the centre, colours as they are; centers (G, 3).
     """
     squared = np.empty((groups, len(points)), dtype=np.float32)
     centers = points[farthest_point_indices(points, groups, squared), :3]
-    patches = points[smallest_indices(squared, neighbors)]
+    if radius is None:
+        patches = points[smallest_indices(squared, neighbors)]
+    else:
+        patches = points[ball_indices(squared, neighbors, radius)]
     patches[:, :, :3] -= centers[:, None, :]
     return patches, centers

@@ -171,6 +171,7 @@ class TensorRtBackend:
                 groups=card.groups,
                 neighbors=card.neighbors,
                 channels=card.channels,
+                radius=card.radius,
                 driver=self._device.driver,
             )
         except (CudaError, InvalidLaunch, OSError) as error:

@@ -80,9 +80,11 @@ class Kernels:
     spilled = 0
     wrong = ""
 
-    def __init__(self, ptx: bytes, *, groups: int, neighbors: int, channels: int, driver: Any) -> None:
+    def __init__(
+        self, ptx: bytes, *, groups: int, neighbors: int, channels: int, radius: float | None, driver: Any
+    ) -> None:
         assert b".entry" in ptx
-        self.sizes, self.driver = (groups, neighbors, channels), driver
+        self.sizes, self.radius, self.driver = (groups, neighbors, channels), radius, driver
 
     def workspace_bytes(self, batch: int, points: int) -> int:
         return 0 if points <= 16384 else 4 * batch * points
@@ -112,7 +114,8 @@ class Kernels:
 
         def cut() -> None:
             for row, size in enumerate(sizes):
-                written["patches"][row] = group(clouds[row, :size].copy(), groups, neighbors)[0]
+                cloud = clouds[row, :size].copy()
+                written["patches"][row] = group(cloud, groups, neighbors, self.radius)[0]
             if self.wrong in written:
                 written[self.wrong].reshape(-1)[-1] += 1
 
@@ -200,7 +203,7 @@ def script(driver: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path
     monkeypatch.setattr(gpu_timing, "SENT", 2**12)
     monkeypatch.setattr(gpu_backends, "MOST_GROWTH", {"device": 2**20, "host": 2**28})
     monkeypatch.setattr(gpu_clouds, "COUNTS", (257,))
-    monkeypatch.setattr(gpu, "FIXED_SIZES", (Sizes(5, 3, 6),))
+    monkeypatch.setattr(gpu, "FIXED_SIZES", (Sizes(5, 3, 6), Sizes(4, 6, 3, 0.2)))
     monkeypatch.setattr(gpu, "BATCHES", (1, 2))
     monkeypatch.setattr(gpu, "POINTS", (50, 100))
     full = {"soak": (40, 10), "turns": (12, 2), "clouds": (12, 6), "each": (4, 2)}
@@ -300,6 +303,7 @@ def test_all_of_it_on_a_fake_gpu(
     names = [check["name"] for check in result["proof"]["checks"]]
     for wanted in (
         "sampling_80.ptx, G=8, K=4, C=3: no spills", "sampling_75.ptx, G=5, K=3, C=6: a grid of 3000 points",
+        "sampling_80.ptx, G=4, K=6, C=3, radius 0.2: duplicates of 3000 points",
         "tensorrt: within the gates, the clouds", "tensorrt: CUDA graph of 8 clouds", "tensorrt: 8 threads at once",
         "tensorrt: the same answers over 40 calls", "tensorrt: host memory over 40 calls", "the backends timed",
     ):  # fmt: skip
@@ -317,7 +321,7 @@ def test_all_of_it_on_a_fake_gpu(
         "copy", "sampling", "grouping", "total",
     }  # fmt: skip
     assert all(row["seconds"]["total"]["calls"] == 12 for row in result["backends"])
-    readme = (script / "README.md").read_text()
+    readme = (script / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("# Benchmarks\n\n<!-- gpu -->\n**NVIDIA RTX 6000 Ada** (compute capability 8.9)")
     assert readme.endswith("<!-- /gpu -->\nrest\n")
     assert "old" not in readme
@@ -334,10 +338,10 @@ def test_a_failure_is_named_and_written_and_leaves_the_readme(
     assert gpu.main([str(bundle("fp32")), "--out", str(script / "results"), "--quick"]) == 1
     proof = result_of(script / "results")["proof"]
     assert not proof["passed"]
-    assert len(proof["failures"]) == 4
+    assert len(proof["failures"]) == 6
     assert all("spilled" in failure for failure in proof["failures"])
     out, err = capsys.readouterr()
-    assert err.count("FAILED: ") == 4
+    assert err.count("FAILED: ") == 6
     assert "checks FAILED; a short run" in out
     assert (script / "README.md").read_text() == MARKS
 
@@ -601,7 +605,7 @@ def made_up(**changes: Any) -> dict[str, Any]:
             **{name: flat(1e-6) for name in gpu_table.LAUNCHES},
         },
         "kernels": [{
-            "groups": 10, "neighbors": 5, "channels": 3, "batch": 8, "points": 2048,
+            "groups": 10, "neighbors": 5, "channels": 3, "radius": None, "batch": 8, "points": 2048,
             "bytes": {"copy": 1000, "grouping": 4000},
             "seconds": {"copy": flat(2e-6), "sampling": flat(1e-4), "grouping": flat(1.2e-5), "total": flat(2e-4)},
         }],
@@ -619,6 +623,9 @@ def test_the_table_of_a_made_up_result() -> None:
     lines = text.splitlines()
     assert "| pinned host to device | 1 GB/s | 0 GB/s | 25.0% |" in lines
     assert "| 10 | 5 | 3 | 8 | 2048 | 2 (2.0x) | 100 | 10.00 | 12 (3.0x) | 200 (800) |" in lines
+    balls = made_up()
+    balls["kernels"][0]["radius"] = 0.25
+    assert "| 10 | 5 within 0.25 | 3 | 8 | 2048 |" in gpu_table.section(balls)
     stages = "| 1.000 |  |  | 0.004 (2.0x) |  | 4.00 | 8.00 | 16.00 | 25.0% | 2000 |"
     assert f"| x.bundle | fp16 | tensorrt | 8 | 2048 (1024) {stages}" in lines
     for in_table, block in itertools.groupby(lines, lambda line: line.startswith("|")):

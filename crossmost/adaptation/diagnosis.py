@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossmost.data.samples import PlainBatch
 from crossmost.errors import WorkFailed
-from crossmost.models.grouping import group
+from crossmost.models.grouping import cut
 from crossmost.models.student import Student
 
 SEARCH_STEPS = 40
@@ -20,16 +20,16 @@ TEMPERATURES = (0.25, 16.0)
 
 
 class Diagnosis(NamedTuple):
-    """Logits of both branches on the same n clouds."""
+    """Logits of the branches on the same n clouds."""
 
     indices: Tensor  # (n,) int64, into the dataset
     point: Tensor  # (n, C) float32
-    image: Tensor  # (n, C) float32, mean over the views
+    image: Tensor | None  # (n, C) float32, mean over the views; None: no image branch
 
 
 @torch.no_grad()
 def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch.device) -> Diagnosis:
-    """Classify clouds and all their views as they are, unmasked and unaugmented.
+    """Classify clouds and all their views, if any, as they are, unmasked and unaugmented.
 
     Args:
         model: in evaluation mode.
@@ -47,19 +47,19 @@ def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch
         if batch is None:
             continue
         on_device = batch.to(device)
-        found.append(
-            (batch.indices, point_logits(model, on_device.points), image_logits(model, on_device.views))
-        )
+        seen = None if on_device.views is None else image_logits(model, on_device.views)
+        found.append((batch.indices, point_logits(model, on_device.points), seen))
     if not found:
         raise WorkFailed("none of the clouds to look at could be read")
-    indices, point, image = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-    return Diagnosis(indices, point, image)
+    indices, point, images = zip(*found, strict=True)
+    image = None if images[0] is None else torch.cat(images).cpu()
+    return Diagnosis(torch.cat(indices).cpu(), torch.cat(point).cpu(), image)
 
 
 def point_logits(model: Student, points: tuple[Tensor, Tensor]) -> Tensor:
     """Classify clouds (B, N, C) with their sizes (B,): (B, classes) float32."""
     card = model.point_encoder.card
-    groups = group(points[0], card.groups, card.neighbors, points[1])
+    groups = cut(points[0], card, points[1])
     return model.classify(model.embed_point(model.point_features(groups)))
 
 
@@ -89,17 +89,24 @@ def calibrate(diagnosis: Diagnosis) -> tuple[float, float]:
     A branch that is sure and wrong contradicts the other one often and is softened for it. Where both are
     right they agree, and both stay sharp.
 
+    A single branch stays at the temperature it was trained with (1): two looks of one branch at a cloud are wrong
+    together, and agreement with itself would leave it as sure of its mistakes as it is.
+
     Returns:
         Temperatures of the point and of the image branch.
     """
+    if diagnosis.image is None:
+        return 1.0, 1.0
     classes = diagnosis.point.shape[1]
     said_point = torch.nn.functional.one_hot(diagnosis.point.argmax(dim=1), classes)
     said_image = torch.nn.functional.one_hot(diagnosis.image.argmax(dim=1), classes)
     return fit_temperature(diagnosis.point, said_image), fit_temperature(diagnosis.image, said_point)
 
 
-def agreement_rate(diagnosis: Diagnosis) -> float:
-    """Share of clouds on which the branches name the same class."""
+def agreement_rate(diagnosis: Diagnosis) -> float | None:
+    """Share of clouds on which the branches name the same class; None without an image branch."""
+    if diagnosis.image is None:
+        return None
     return float((diagnosis.point.argmax(1) == diagnosis.image.argmax(1)).double().mean())
 
 

@@ -22,7 +22,7 @@ def freeze(student: Student, config: TrainConfig) -> None:
         student.point_encoder.requires_grad_(False)
         student.point_projection.requires_grad_(False)
         student.point_local_projection.requires_grad_(False)
-    if config.mode == "point-only":
+    if config.mode == "point-only" and student.image_tower is not None:
         student.image_tower.requires_grad_(False)
 
 
@@ -42,7 +42,7 @@ def decays(name: str, parameter: nn.Parameter, config: TrainConfig) -> bool:
 
 def make_optimizer(student: Student, config: TrainConfig) -> torch.optim.AdamW:
     """Group parameters by layer and decay; `group["multiplier"]` scales the learning rate."""
-    depth = student.image_tower.depth
+    depth = 0 if student.image_tower is None else student.image_tower.depth
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:

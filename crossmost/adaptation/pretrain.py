@@ -24,9 +24,9 @@ from crossmost.data.augment import PointAugment, augment_points, geometric_image
 from crossmost.data.samples import Clouds, EpochOrder, Key, PointBatch, Unreadable, load, pad
 from crossmost.data.views import render_views
 from crossmost.errors import InputError
-from crossmost.models.grouping import group
+from crossmost.models.grouping import cut
 from crossmost.models.image_tower import ImageCard
-from crossmost.models.point_bert import PointCard
+from crossmost.models.point_cards import PointCard
 from crossmost.models.student import DualEncoder
 from crossmost.runtime.preprocess import fill
 
@@ -143,7 +143,8 @@ def objective(
         train_image: whether the image tower learns.
     """
     card = model.point_encoder.card
-    groups = group(batch.points.points, card.groups, card.neighbors, batch.points.sizes)
+    points, sizes = batch.points
+    groups = cut(points, card, sizes)
     point = model.embed_point(model.point_features(groups))
     with torch.set_grad_enabled(train_image):
         image = model.embed_image(model.image_features(batch.images))
@@ -185,12 +186,12 @@ def pretrain(
     keep_freed_memory()
     model = DualEncoder(point_card, image_card, texts.shape[1]).to(device).train()
     train_image = image_card.weights is None
-    model.image_tower.requires_grad_(train_image)
+    model.images().requires_grad_(train_image)
     with torch.no_grad():
         model.logit_scale.fill_(-math.log(config.temperature))
     table = torch.from_numpy(texts).to(device)
     samples = CaptionedSamples(
-        clouds, captions, seed=config.seed, image_size=model.image_tower.size, least=point_card.least
+        clouds, captions, seed=config.seed, image_size=model.images().size, least=point_card.least
     )
     optimizer = _optimizer(model, config)
     steps_per_epoch = max(1, len(clouds) // config.batch_size)

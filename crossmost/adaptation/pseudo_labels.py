@@ -28,7 +28,7 @@ class Targets(NamedTuple):
 
 
 class PseudoLabels(NamedTuple):
-    """What both branches learn from a batch; the same for both where labels are joint."""
+    """What both branches learn from a batch; the same where labels are joint or there is no image branch."""
 
     point: Targets
     image: Targets
@@ -108,19 +108,23 @@ class Labeler:
         }
         self.thresholds = {name: torch.full((classes,), level) for name, level in fixed.items()}
 
-    def posteriors(self, point: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """P_P and P_I from logits (B, C), each at its branch's temperature."""
+    def posteriors(self, point: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """P_P and, with an image branch, P_I from logits (B, C), each at its branch's temperature."""
         of_point, of_image = self.temperatures
-        return (point.float() / of_point).softmax(dim=1), (image.float() / of_image).softmax(dim=1)
+        p_image = None if image is None else (image.float() / of_image).softmax(dim=1)
+        return (point.float() / of_point).softmax(dim=1), p_image
 
-    def __call__(self, point: Tensor, image: Tensor) -> PseudoLabels:
+    def __call__(self, point: Tensor, image: Tensor | None) -> PseudoLabels:
         """Label a batch.
 
         Args:
             point: the teacher's logits of the weak clouds, (B, C).
-            image: the teacher's logits of the weak views, (B, C).
+            image: the teacher's logits of the weak views, (B, C); None without an image branch.
         """
         p_point, p_image = self.posteriors(point, image)
+        if p_image is None:
+            targets = self._keep(most_likely(p_point), "point")
+            return PseudoLabels(targets, targets)
         if self.config.mode == "agreement":
             return agreed(p_point, p_image)
         if self.config.mode == "joint":
@@ -136,11 +140,9 @@ class Labeler:
             self.temperatures = calibrate(diagnosis)
         if self.config.threshold == "adaptive":
             p_point, p_image = self.posteriors(diagnosis.point, diagnosis.image)
-            predicted = {
-                "joint": self._joint(p_point, p_image),
-                "point": most_likely(p_point),
-                "image": most_likely(p_image),
-            }
+            predicted = {"point": most_likely(p_point)}
+            if p_image is not None:
+                predicted |= {"joint": self._joint(p_point, p_image), "image": most_likely(p_image)}
             for name, labels in predicted.items():
                 self.thresholds[name] = class_thresholds(labels, self.classes, self.config.kept_share)
 

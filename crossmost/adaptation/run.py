@@ -33,7 +33,7 @@ from crossmost.checkpoints.run import (
 )
 from crossmost.checkpoints.sample import SAMPLE, save_sample, take_sample
 from crossmost.checkpoints.store import has_generation, load_generation
-from crossmost.config import TrainConfig, make_config, read_options, to_yaml
+from crossmost.config import TrainConfig, fit_to_base, make_config, read_options, to_yaml
 from crossmost.data.dataset import CloudDataset
 from crossmost.errors import InputError
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
@@ -65,7 +65,7 @@ def train(
         clouds: labels, if any, are dropped before training sees them.
         base: file of the base.
         vocabulary: the class names and their text embeddings.
-        config: the run's options.
+        config: the run's options; without a mode, a base without an image branch is trained point-only.
         folder: where the run is written; must not hold one yet.
         on_batch: called with the figures of each batch.
         on_epoch: called with the record of each epoch, zero-shot first.
@@ -79,6 +79,7 @@ def train(
     if is_run(folder):
         raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
     encoders, architecture = load_base(base)
+    config = fit_to_base(config, images=architecture.image is not None)
     student = build_student(encoders, architecture, vocabulary, config)
     trainer = Trainer(student, checked(clouds), config)
     start_run(folder, base, vocabulary)
@@ -103,6 +104,7 @@ def resume(clouds: CloudDataset, folder: Path, *, on_batch: OnBatch, on_epoch: O
     config = check_resumable(folder)
     vocabulary = load_vocabulary(folder / CLASSES)
     encoders, architecture = load_base(folder / BASE)
+    config = fit_to_base(config, images=architecture.image is not None)
     trainer = Trainer(build_student(encoders, architecture, vocabulary, config), checked(clouds), config)
     if read_provenance(folder)["clouds_sha256"] != fingerprint(clouds):
         raise InputError(

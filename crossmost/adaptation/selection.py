@@ -12,22 +12,24 @@ COLLAPSE_SHARE = 0.5
 """A run has collapsed when it effectively uses less than this share of the classes that zero-shot used."""
 
 
-def score(diagnosis: Diagnosis, point: Tensor, image: Tensor, mode: Mode) -> float:
+def score(diagnosis: Diagnosis, point: Tensor, image: Tensor | None, mode: Mode) -> float:
     """How good a teacher looks without labels: sure of each cloud but even over all, and its branches agree.
 
-    A branch that is not trained says nothing about one that is.
+    A branch that is not trained says nothing about one that is, and one that is not there says nothing at all.
 
     Args:
         diagnosis: the teacher's logits on the watched clouds.
         point: P_P, (n, C), at its branch's temperature.
-        image: P_I, (n, C).
+        image: P_I, (n, C); None without an image branch.
         mode: of the run.
     """
-    if mode == "point-only":
+    if mode == "point-only" or image is None:
         return mutual_information(point)
     if mode == "image-only":
         return mutual_information(image)
-    return agreement_rate(diagnosis) + mutual_information((point + image) / 2)
+    agreement = agreement_rate(diagnosis)
+    assert agreement is not None  # where P_I is, its logits are
+    return agreement + mutual_information((point + image) / 2)
 
 
 def histogram(labels: Tensor, classes: int) -> Tensor:

@@ -12,8 +12,8 @@ from crossmost.adaptation.masking import image_mask, point_mask
 from crossmost.adaptation.pseudo_labels import PseudoLabels, Targets
 from crossmost.config import TrainConfig
 from crossmost.data.samples import PointBatch, TrainingBatch
-from crossmost.models.grouping import Groups, group
-from crossmost.models.point_bert import PointFeatures
+from crossmost.models.grouping import Groups, cut
+from crossmost.models.point_encoder import PointFeatures
 from crossmost.models.student import Student, unit
 
 
@@ -49,7 +49,7 @@ def point_branch(
 ) -> Branch:
     """Encode masked strong clouds and reconstruct what was hidden."""
     card = student.point_encoder.card
-    groups = group(cloud.points, card.groups, card.neighbors, cloud.sizes)
+    groups = cut(cloud.points, card, cloud.sizes)
     mask = point_mask(groups.centers, generator)
     features = student.point_features(groups, mask)
     embedding = student.embed_point(features)
@@ -78,7 +78,7 @@ def point_reconstruction(
 
 def image_branch(student: Student, view: Tensor, config: TrainConfig, generator: torch.Generator) -> Branch:
     """Encode masked strong views (B, 3, H, W) and reconstruct what was hidden."""
-    tower = student.image_tower
+    tower = student.images()
     mask = image_mask(len(view), tower.grid, generator).to(view.device)
     features = student.image_features(view, mask)
     embedding = student.embed_image(features)
@@ -134,6 +134,7 @@ def loss_terms(
         point = point_branch(student, batch.strong_points, config, generator)
         terms |= branch_terms("point", point, labels.point, fairness)
     if config.mode != "point-only":
+        assert batch.strong_view is not None  # point-only is the one mode of a base without an image branch
         image = image_branch(student, batch.strong_view, config, generator)
         terms |= branch_terms("image", image, labels.image, fairness)
     if config.mode == "joint":

@@ -7,6 +7,9 @@ for each epoch:
         student:  strong, masked cloud and view  ->  L = L_st + L_fair + L_mim + w_gl L_gl (each branch) + l_x L_x
         student  <- AdamW(L);  teacher <- EMA(student)
     diagnose the teacher on the watched clouds, set temperatures and thresholds, remember the best teacher
+
+Without an image branch the point branch is trained alone: no views, P_P alone is the label, and the teacher is
+chosen and its thresholds are set by what it says of the clouds, as in any point-only run.
 """
 
 from __future__ import annotations
@@ -164,13 +167,15 @@ class Trainer:
         return self._note(loss, terms, labels, agreement)
 
     @torch.no_grad()
-    def _label(self, batch: TrainingBatch) -> tuple[PseudoLabels, float]:
-        """The teacher's view of a batch, weak and unmasked; and how often its branches agree."""
+    def _label(self, batch: TrainingBatch) -> tuple[PseudoLabels, Record]:
+        """The teacher's view of a batch, weak and unmasked; and how often its branches, if both, agree."""
         with autocast(self.device, self.config.precision):
             point = point_logits(self.teacher, batch.weak_points)
-            image = image_logits(self.teacher, batch.weak_views)
+            image = None if batch.weak_views is None else image_logits(self.teacher, batch.weak_views)
+        if image is None:
+            return self.labeler(point.float(), None), {}
         agreement = (point.argmax(dim=1) == image.argmax(dim=1)).float().mean().item()
-        return self.labeler(point.float(), image.float()), agreement
+        return self.labeler(point.float(), image.float()), {"agreement": agreement}
 
     def _optimizer_step(self) -> None:
         config, progress = self.config, self.progress
@@ -185,10 +190,12 @@ class Trainer:
         update_teacher(self.teacher, self.student, ema_decay(progress.step, self.steps_per_epoch, config))
         progress.step += 1
 
-    def _note(self, loss: Tensor, terms: dict[str, Tensor], labels: PseudoLabels, agreement: float) -> Record:
+    def _note(
+        self, loss: Tensor, terms: dict[str, Tensor], labels: PseudoLabels, agreement: Record
+    ) -> Record:
         """Add a batch to the epoch's means and return the batch's own figures."""
         kept = labels.image.kept if self.config.mode == "image-only" else labels.point.kept
-        figures = {"loss": loss.item(), "kept": kept.float().mean().item(), "agreement": agreement}
+        figures = {"loss": loss.item(), "kept": kept.float().mean().item(), **agreement}
         figures |= {f"loss/{name}": value.item() for name, value in terms.items()}
         for name, value in figures.items():
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
@@ -240,7 +247,7 @@ class Trainer:
 
     def _diagnose(self) -> Diagnosis:
         config = self.config
-        plain = PlainSamples(self.watched, image_size=self.student.image_tower.size, views=config.views)
+        plain = PlainSamples(self.watched, image_size=self.student.image_size, views=config.views)
         return diagnose(self.teacher, plain_batches(plain, config.batch_size, config.workers), self.device)
 
     @staticmethod
@@ -304,7 +311,7 @@ def sample_settings(student: Student, config: TrainConfig) -> SampleSettings:
     """How a run's samples are made."""
     return SampleSettings(
         seed=config.seed,
-        image_size=student.image_tower.size,
+        image_size=student.image_size,
         views=config.views,
         least=student.point_encoder.card.least,
         teacher_sees=config.views if config.teacher_views == "mean" else 1,

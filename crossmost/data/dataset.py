@@ -17,7 +17,7 @@ from crossmost.data.class_names import positions_in
 from crossmost.data.columns import MISSING_COLOR, Cloud, check_columns
 from crossmost.data.folder import VIEWS, catalog_file, catalog_folder
 from crossmost.data.official import catalog_official, is_official
-from crossmost.data.orientation import rotate_to_z_up, rotation_to_z_up
+from crossmost.data.orientation import check_up_axis, rotate_to_z_up
 from crossmost.errors import InputError
 from crossmost.runtime.preprocess import InvalidCloud, prepare
 
@@ -40,9 +40,10 @@ class Preparation:
     up_axis: str = "z"
     color: str = "auto"
     channels: int = 3
+    scattered: bool = False
 
     def __post_init__(self) -> None:
-        rotation_to_z_up(self.up_axis)
+        check_up_axis(self.up_axis)
         if self.color not in ("auto", "none"):
             raise InputError(f"expected colour auto or none, found {self.color!r}")
         if self.channels not in (3, 6):
@@ -57,7 +58,7 @@ class Preparation:
             rgb = cloud.rgb if self.color == "auto" and cloud.rgb is not None else None
             colors = np.full(points.shape, MISSING_COLOR) if rgb is None else rgb.astype(np.float64)
             points = np.concatenate([points, colors], axis=1)
-        return prepare(points, most=self.points, least=self.least)
+        return prepare(points, most=self.points, least=self.least, scattered=self.scattered)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +214,7 @@ def open_dataset(
     columns: str | None = None,
     color: str = "auto",
     channels: int = 3,
+    scattered: bool = False,
 ) -> CloudDataset:
     """Open clouds stored in any of the forms of DESIGN section 4, without reading them.
 
@@ -226,12 +228,15 @@ def open_dataset(
         columns: meaning of unnamed columns, e.g. "xyz__rgb"; see `readers.read_cloud`.
         color: "auto" takes colours where a file has them, "none" never; what is missing is `MISSING_COLOR`.
         channels: 3 for xyz, 6 for xyz and rgb.
+        scattered: order the points as `crossmost.runtime.preprocess.scatter` does, for an encoder of balls.
 
     Raises:
         InputError: nothing there, no clouds in it, no such split, or options that make no sense.
     """
     check_columns(columns)
-    preparation = Preparation(sys.maxsize if points is None else points, least, up_axis, color, channels)
+    preparation = Preparation(
+        sys.maxsize if points is None else points, least, up_axis, color, channels, scattered
+    )
     catalog = _catalog(Path(path), columns, max(MESH_SAMPLES, points or 0))
     rows = catalog.rows_of(split)
     if len(rows) == 0:

@@ -24,6 +24,10 @@ class Form(Protocol):
     def channels(self) -> int:
         """3 for xyz, 6 for xyz and rgb."""
 
+    @property
+    def scattered(self) -> bool:
+        """Whether the order of the points matters and is to be like random."""
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -32,6 +36,7 @@ class Whole:
     channels: int
     points: int | None = None
     least: int = 1
+    scattered: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,4 +58,5 @@ class Reading:
             columns=self.columns,
             color=self.color,
             channels=form.channels,
+            scattered=form.scattered,
         )

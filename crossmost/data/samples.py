@@ -62,19 +62,14 @@ class TrainingBatch(NamedTuple):
 
     indices: Tensor  # (B,) int64, into the dataset
     weak_points: PointBatch
-    weak_views: Tensor  # (B, V, 3, H, W), V = 1 where the teacher sees one view
+    weak_views: Tensor | None  # (B, V, 3, H, W), V = 1 where the teacher sees one view; None: no image branch
     strong_points: PointBatch
-    strong_view: Tensor  # (B, 3, H, W)
+    strong_view: Tensor | None  # (B, 3, H, W)
 
     def to(self, device: torch.device) -> TrainingBatch:
-        """Move every tensor."""
-        return TrainingBatch(
-            self.indices.to(device),
-            self.weak_points.to(device),
-            self.weak_views.to(device),
-            self.strong_points.to(device),
-            self.strong_view.to(device),
-        )
+        """Move every tensor there is."""
+        moved: Any = [None if part is None else part.to(device) for part in self]
+        return TrainingBatch(*moved)
 
 
 class PlainBatch(NamedTuple):
@@ -82,11 +77,12 @@ class PlainBatch(NamedTuple):
 
     indices: Tensor  # (B,) int64, into the dataset
     points: PointBatch
-    views: Tensor  # (B, V, 3, H, W)
+    views: Tensor | None  # (B, V, 3, H, W); None: no image branch
 
     def to(self, device: torch.device) -> PlainBatch:
-        """Move every tensor."""
-        return PlainBatch(self.indices.to(device), self.points.to(device), self.views.to(device))
+        """Move every tensor there is."""
+        moved: Any = [None if part is None else part.to(device) for part in self]
+        return PlainBatch(*moved)
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class SampleSettings:
 
     Attributes:
         seed: of the run.
-        image_size: H = W in pixels.
+        image_size: H = W in pixels; None where nothing looks at views: none is read or rendered.
         views: views rendered around a cloud that brings none; the most that are used of one that does.
         least: points a cloud is filled up to: the larger of the card's G and K.
         teacher_sees: number of views the teacher sees.
@@ -105,7 +101,7 @@ class SampleSettings:
     """
 
     seed: int
-    image_size: int
+    image_size: int | None
     views: int
     least: int
     teacher_sees: int
@@ -161,22 +157,32 @@ class TrainingSamples(Dataset[tuple[Any, ...] | Unreadable]):
         if cloud is None:
             return Unreadable(index)
         rng = np.random.default_rng([settings.seed, epoch, index])
-        pictures = views_of(self.clouds, index, cloud, settings.views, settings.image_size)
+        weak_views, strong_view = self._views(index, cloud, rng)
+        return (
+            index,
+            fill(augment_points(cloud, WEAK, rng), settings.least),
+            weak_views,
+            fill(self._strong(cloud, rng), settings.least),
+            strong_view,
+        )
+
+    def _views(
+        self, index: int, cloud: NDArray[np.float32], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """What the teacher and what the student sees: (V, 3, H, W) and (3, H, W)."""
+        settings = self.settings
+        size = settings.image_size
+        if size is None:
+            return None, None
+        pictures = views_of(self.clouds, index, cloud, settings.views, size)
         chosen = int(rng.integers(len(pictures)))
         # One view, the same for teacher and student, as published; or all of them for the teacher.
         shown = [pictures[chosen]] if settings.teacher_sees == 1 else pictures
         seeds = rng.integers(2**31, size=2)
-        weak_views = [weak_image(picture, settings.image_size, int(seeds[0])) for picture in shown]
+        weak_views = torch.stack([weak_image(picture, size, int(seeds[0])) for picture in shown])
         rendered = isinstance(pictures[chosen], np.ndarray)
         strong = geometric_image if rendered and not settings.photometric else strong_image
-        strong_view = strong(pictures[chosen], settings.image_size, int(seeds[1]))
-        return (
-            index,
-            fill(augment_points(cloud, WEAK, rng), settings.least),
-            torch.stack(weak_views),
-            fill(self._strong(cloud, rng), settings.least),
-            strong_view,
-        )
+        return weak_views, strong(pictures[chosen], size, int(seeds[1]))
 
     def _strong(self, cloud: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         """The student's cloud: scanned where asked for, then strongly augmented."""
@@ -186,9 +192,9 @@ class TrainingSamples(Dataset[tuple[Any, ...] | Unreadable]):
 
 
 class PlainSamples(Dataset[tuple[Any, ...] | Unreadable]):
-    """Each cloud as it is, with all its views."""
+    """Each cloud as it is, with all its views; without any where `image_size` is None."""
 
-    def __init__(self, clouds: Clouds, *, image_size: int, views: int):
+    def __init__(self, clouds: Clouds, *, image_size: int | None, views: int):
         self.clouds = clouds
         self.image_size = image_size
         self.view_count = views
@@ -201,15 +207,22 @@ class PlainSamples(Dataset[tuple[Any, ...] | Unreadable]):
         cloud = self.clouds.try_load(index)
         if cloud is None:
             return Unreadable(index)
-        pictures = views_of(self.clouds, index, cloud, self.view_count, self.image_size)
-        return index, cloud, torch.stack([test_image(picture, self.image_size) for picture in pictures])
+        size = self.image_size
+        if size is None:
+            return index, cloud, None
+        pictures = views_of(self.clouds, index, cloud, self.view_count, size)
+        return index, cloud, torch.stack([test_image(picture, size) for picture in pictures])
 
 
 def collate_training(samples: Sequence[tuple[Any, ...]]) -> TrainingBatch:
     """Stack samples."""
     index, weak, weak_views, strong, strong_view = zip(*samples, strict=True)
     return TrainingBatch(
-        torch.tensor(index), pad(weak), _stack_views(weak_views), pad(strong), torch.stack(strong_view)
+        torch.tensor(index),
+        pad(weak),
+        _stack_views(weak_views),
+        pad(strong),
+        None if strong_view[0] is None else torch.stack(strong_view),
     )
 
 
@@ -219,10 +232,13 @@ def collate_plain(samples: Sequence[tuple[Any, ...]]) -> PlainBatch:
     return PlainBatch(torch.tensor(index), pad(clouds), _stack_views(views))
 
 
-def _stack_views(views: Sequence[Tensor]) -> Tensor:
-    """Stack (V_i, 3, H, W); objects with fewer views than others show theirs again."""
-    most = max(len(each) for each in views)
-    return torch.stack([each[torch.arange(most) % len(each)] for each in views])
+def _stack_views(views: Sequence[Tensor | None]) -> Tensor | None:
+    """Stack (V_i, 3, H, W), if there are views; objects with fewer than others show theirs again."""
+    seen = [each for each in views if each is not None]
+    if not seen:
+        return None
+    most = max(len(each) for each in seen)
+    return torch.stack([each[torch.arange(most) % len(each)] for each in seen])
 
 
 class EpochOrder(Sampler[list[Key]]):

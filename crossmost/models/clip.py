@@ -1,8 +1,8 @@
 """The one door to open_clip: CLIP models by name, with weights or an error that says what to do.
 
 Names are open_clip's: a built-in one (`ViT-B-16`), `local-dir:FOLDER` or `hf-hub:OWNER/REPO`; the last two
-bring their own weights. OpenAI's weights need the `-quickgelu` variant of a name: a tag is checked for it, a
-file cannot be.
+bring their own weights. OpenAI's weights need the `-quickgelu` variant of a name: a tag and OpenAI's own archive
+are checked for it, another file cannot be.
 """
 
 from __future__ import annotations
@@ -11,21 +11,31 @@ import difflib
 import logging
 import pickle
 import sys
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
+from crossmost.checkpoints.clip_file import open_weights
+from crossmost.checkpoints.torchscript import is_torchscript
 from crossmost.errors import InputError
+from crossmost.models.clip_filling import fill
 from crossmost.models.torchvision_cpu import repair_torchvision
 
 SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
 SMALL_VISION = {"image_size": 16, "patch_size": 16, "width": 64, "layers": 1}
 """Stand-ins for the tower that a caller does not want."""
+
+FOLDER_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+"""How open_clip calls the weights in a `local-dir:`, the one it prefers first."""
 
 
 def import_open_clip() -> ModuleType:
@@ -73,9 +83,8 @@ def random_vision(name: str) -> nn.Module:
     return _random_clip(config, config["vision_cfg"], SMALL_TEXT).visual
 
 
-def random_text(name: str) -> nn.Module:
-    """Build a CLIP of a name with random weights and a stand-in for its image tower."""
-    config = model_config(name)
+def random_text(config: dict[str, Any]) -> nn.Module:
+    """Build a CLIP of a configuration with random weights and a stand-in for its image tower."""
     return _random_clip(config, SMALL_VISION, config["text_cfg"])
 
 
@@ -89,56 +98,113 @@ def _random_clip(config: dict[str, Any], vision: dict[str, Any], text: dict[str,
     )
 
 
+def clip_on_meta(config: dict[str, Any]) -> Any:
+    """Build a CLIP of a configuration without memory for its weights: names and shapes, in evaluation mode."""
+    open_clip = import_open_clip()
+    settings = {key: value for key, value in config.items() if key != "custom_text"}
+    vision = settings["vision_cfg"]
+    if vision.get("timm_model_name"):
+        settings["vision_cfg"] = {**vision, "timm_model_pretrained": False}
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    if "multimodal_cfg" in config:
+        kind = open_clip.CoCa
+    with torch.device("meta"):
+        return kind(**settings).eval()
+
+
 def pretrained_clip(name: str, weights: str | None) -> Any:
     """Build a CLIP with its pre-trained weights, both towers, on the CPU in float32.
 
     Args:
         name: an open_clip model name.
-        weights: a tag of open_clip's (downloaded unless cached) or a file (.safetensors or a state dict);
-            None where the name brings its own.
+        weights: a tag of open_clip's (downloaded unless cached) or a file (.safetensors, a state dict or OpenAI's
+            TorchScript archive, of which nothing is run); None where the name brings its own.
 
     Raises:
         InputError: no weights, no such tag or file, weights of another architecture, or no way to download.
     """
-    open_clip = import_open_clip()
-    model_config(name)
-    if weights is None and not has_scheme(name):
-        raise InputError(f"{name!r} needs weights: {advice(name)}")
-    if weights is not None and has_scheme(name):
-        raise InputError(f"{name!r} brings its own weights, found also {weights!r}: give one of the two")
-    if weights is not None:
-        _check_weights(name, weights)
+    file = weights_file(name, weights)
+    if file is not None and is_torchscript(file):
+        with open_weights(file) as stored:
+            return fill(clip_on_meta(model_config(name)), stored, file)
+    # A folder or repository is left to open_clip, which would pass over weights that are given beside it.
+    source = None if has_scheme(name) or file is None else str(file)
     try:
         with quiet_logging():
-            return open_clip.create_model(name, weights, require_pretrained=True)
+            return import_open_clip().create_model(name, source, require_pretrained=True)
     except Exception as error:  # open_clip passes on whatever its downloader, torch or safetensors raise
         raise InputError(
             f"cannot load CLIP weights {weights or name!r} for {name!r} ({first_line(error)}): {advice(name)}"
         ) from error
 
 
-def _check_weights(name: str, weights: str) -> None:
-    """Say what is wrong with a tag or file name before anything is built or downloaded."""
+def weights_file(name: str, weights: str | None) -> Path | None:
+    """Find the file with the weights of a model, which may download it.
+
+    Returns:
+        None for a folder or repository whose weights only open_clip finds.
+
+    Raises:
+        InputError: no weights or two of them, no such tag or file, the other GELU, or no way to download.
+    """
+    config = model_config(name)
+    if has_scheme(name):
+        if weights is not None:
+            raise InputError(f"{name!r} brings its own weights, found also {weights!r}: give one of the two")
+        return _own_file(name)
+    if weights is None:
+        raise InputError(f"{name!r} needs weights: {advice(name)}")
     tag = import_open_clip().get_pretrained_cfg(name, weights)
-    if tag and not _same_gelu(name, tag):
-        other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-        raise InputError(f"weights {weights!r} of {name!r} were trained with the other GELU: use {other!r}")
-    if not tag and not Path(weights).is_file():
+    if tag:
+        if not _same_gelu(name, tag):
+            raise InputError(f"weights {weights!r} of {name!r} {_other_gelu(name)}")
+        return _download(name, weights, tag)
+    if not Path(weights).is_file():
         tags = ", ".join(known_tags(name)) or "none"
         raise InputError(f"expected a weights file or a tag of {name!r} ({tags}), found {weights!r}")
-    if not tag and _is_torchscript(weights):
-        raise InputError(f"{weights} is a TorchScript archive, as OpenAI ships CLIP: {advice(name)}")
+    if not config.get("quick_gelu") and is_torchscript(Path(weights)):
+        raise InputError(f"{weights} is OpenAI's archive, whose weights {_other_gelu(name)}")
+    return Path(weights)
 
 
-def _is_torchscript(file: str) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        return any(member.endswith("/constants.pkl") for member in archive.namelist())
+def _own_file(name: str) -> Path | None:
+    scheme, _, place = name.partition(":")
+    if scheme == "local-dir":
+        files = (Path(place) / file for file in FOLDER_WEIGHTS)
+        return next((file for file in files if file.is_file()), None)
+    try:
+        with quiet_logging():
+            return Path(import_open_clip().factory.download_pretrained_from_hf(place))
+    except Exception as error:  # the hub raises what it likes
+        raise InputError(
+            f"cannot load CLIP weights of {name!r} ({first_line(error)}): {advice(name)}"
+        ) from error
+
+
+def _download(name: str, weights: str, tag: dict[str, Any]) -> Path:
+    try:
+        with quiet_logging():
+            return Path(import_open_clip().factory.download_pretrained(tag))
+    except Exception as error:  # as do its downloaders
+        sources = [
+            f"{FOLDER_WEIGHTS[0]} of https://huggingface.co/{tag['hf_hub'].rstrip('/')}"
+            if tag.get("hf_hub")
+            else "",
+            tag.get("url", ""),
+        ]
+        raise InputError(
+            f"cannot load CLIP weights {weights!r} for {name!r} ({first_line(error)}): without a network, give "
+            f"--clip-weights FILE with --clip {name}/{weights}; FILE is {' or '.join(filter(None, sources))}"
+        ) from error
 
 
 def _same_gelu(name: str, tag: dict[str, Any]) -> bool:
     return bool(tag.get("quick_gelu")) == bool(model_config(name).get("quick_gelu"))
+
+
+def _other_gelu(name: str) -> str:
+    other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+    return f"were trained with the other GELU: use {other!r}"
 
 
 def known_tags(name: str) -> list[str]:

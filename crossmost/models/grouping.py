@@ -6,13 +6,37 @@ No N x N matrix is ever made; the G x N distances are made for a few clouds at a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from crossmost.runtime.orientation import signed_columns
+from crossmost.runtime.sampling import squared_radius
+
 ELEMENTS_AT_ONCE = 1 << 24
 """Distances held at once while searching neighbours: 64 MB in float32."""
+
+
+class Cut(Protocol):
+    """How an encoder wants clouds cut into patches; a `PointCard` says it."""
+
+    @property
+    def groups(self) -> int:
+        """G."""
+
+    @property
+    def neighbors(self) -> int:
+        """K."""
+
+    @property
+    def radius(self) -> float | None:
+        """Of balls; None for the K nearest."""
+
+    @property
+    def up_axis(self) -> str:
+        """What points up in the clouds it was trained with."""
 
 
 class Groups(NamedTuple):
@@ -82,17 +106,52 @@ def nearest_indices(points: Tensor, centers: Tensor, k: int, sizes: Tensor | Non
         (B, G, k) int64.
     """
     index = torch.arange(points.shape[1], device=points.device)
-    clouds = max(1, ELEMENTS_AT_ONCE // (centers.shape[1] * points.shape[1]))
     found = []
+    for distances in _distances_in_parts(points, centers, sizes):
+        # The bits of a non-negative float32 order like the number; the index below them makes ties exact.
+        keys = (distances.view(torch.int32).to(torch.int64) << 32) | index
+        found.append(keys.topk(k, dim=-1, largest=False).values & 0xFFFFFFFF)
+    return torch.cat(found)
+
+
+def ball_indices(
+    points: Tensor, centers: Tensor, k: int, radius: float, sizes: Tensor | None = None
+) -> Tensor:
+    """Find the first `k` points of each ball, by index, and the first again for what is missing to `k`.
+
+    As published, the answer depends on the order of the points where a ball holds more than `k` of them.
+
+    Args:
+        points: (B, N, 3+) float32.
+        centers: (B, G, 3) float32, each a point of its cloud.
+        k: at least 1.
+        radius: of the balls, in the unit of the points.
+        sizes: (B,) how many points of each row are real; None for all.
+
+    Returns:
+        (B, G, k) int64.
+    """
+    limit = float(squared_radius(radius))
+    ranks = torch.arange(1, k + 1, dtype=torch.int32, device=points.device)
+    found = []
+    for distances in _distances_in_parts(points, centers, sizes):
+        # The r-th point of a ball is the first by which r of them have been counted.
+        counts = (~(distances > limit)).cumsum(dim=-1, dtype=torch.int32)
+        places = torch.searchsorted(counts, ranks.expand(*counts.shape[:2], k).contiguous())
+        found.append(torch.where(ranks > counts[..., -1:], places[..., :1], places))
+    return torch.cat(found)
+
+
+def _distances_in_parts(points: Tensor, centers: Tensor, sizes: Tensor | None) -> Iterator[Tensor]:
+    """`squared_distances` of a few clouds at a time, infinite where a point is padding."""
+    index = torch.arange(points.shape[1], device=points.device)
+    clouds = max(1, ELEMENTS_AT_ONCE // (centers.shape[1] * points.shape[1]))
     for start in range(0, len(points), clouds):
         part = slice(start, start + clouds)
         distances = squared_distances(points[part], centers[part])
         if sizes is not None:
             distances = distances.masked_fill(index >= sizes[part, None, None], float("inf"))
-        # The bits of a non-negative float32 order like the number; the index below them makes ties exact.
-        keys = (distances.view(torch.int32).to(torch.int64) << 32) | index
-        found.append(keys.topk(k, dim=-1, largest=False).values & 0xFFFFFFFF)
-    return torch.cat(found)
+        yield distances
 
 
 def gather_points(points: Tensor, indices: Tensor) -> Tensor:
@@ -102,7 +161,14 @@ def gather_points(points: Tensor, indices: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def group(points: Tensor, groups: int, neighbors: int, sizes: Tensor | None = None) -> Groups:
+def group(
+    points: Tensor,
+    groups: int,
+    neighbors: int,
+    sizes: Tensor | None = None,
+    *,
+    radius: float | None = None,
+) -> Groups:
     """Cut clouds into overlapping patches around farthest-point centres.
 
     Args:
@@ -110,8 +176,27 @@ def group(points: Tensor, groups: int, neighbors: int, sizes: Tensor | None = No
         groups: G.
         neighbors: K; every size must be at least max(G, K).
         sizes: (B,) how many points of each row are real; None for all.
+        radius: a patch is the first K points of a ball, see `ball_indices`; None for the K nearest.
     """
     centers = gather_points(points[..., :3], farthest_point_indices(points, groups, sizes))
-    patches = gather_points(points, nearest_indices(points, centers, neighbors, sizes))
+    if radius is None:
+        members = nearest_indices(points, centers, neighbors, sizes)
+    else:
+        members = ball_indices(points, centers, neighbors, radius, sizes)
+    patches = gather_points(points, members)
     xyz = patches[..., :3] - centers[:, :, None, :]
     return Groups(torch.cat([xyz, patches[..., 3:]], dim=-1), centers)
+
+
+def cut(points: Tensor, card: Cut, sizes: Tensor | None = None) -> Groups:
+    """Turn z-up clouds into the encoder's own frame and cut them into its patches; see `group`."""
+    return group(turned(points, card.up_axis), card.groups, card.neighbors, sizes, radius=card.radius)
+
+
+def turned(points: Tensor, up_axis: str) -> Tensor:
+    """Turn clouds (B, N, 3+) from z up to another axis, exactly."""
+    if up_axis == "z":
+        return points
+    columns, signs = signed_columns("z", up_axis)
+    xyz = points[..., columns.tolist()] * torch.tensor(signs, dtype=points.dtype, device=points.device)
+    return torch.cat([xyz, points[..., 3:]], dim=-1)

@@ -7,7 +7,8 @@ is that of open_clip bit for bit.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +42,8 @@ class ImageCard:
         output_dim: D of the joint space.
         mlp_ratio: hidden width over `width`, explicit sizes only.
         quick_gelu: x * sigmoid(1.702 x) as OpenAI's CLIP, explicit sizes only.
+        pre_norm: a norm before the first block, as CLIP has and timm's transformers have not; explicit sizes only.
+        norm_eps: of the transformer's LayerNorms, explicit sizes only.
     """
 
     clip: str | None = None
@@ -53,18 +56,20 @@ class ImageCard:
     output_dim: int | None = None
     mlp_ratio: float = 4.0
     quick_gelu: bool = False
+    pre_norm: bool = True
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        given = [name for name in SIZES if getattr(self, name) is not None]
         if self.clip is not None:
-            if given or self.mlp_ratio != 4.0 or self.quick_gelu:
+            explicit = (field for field in fields(self) if field.name not in ("clip", "weights"))
+            if any(getattr(self, field.name) != field.default for field in explicit):
                 raise InputError(
                     f"expected an open_clip name or sizes on an image card, found {self.clip!r} and sizes"
                 )
             return
-        if len(given) < len(SIZES):
-            missing = ", ".join(name for name in SIZES if name not in given)
-            raise InputError(f"an image card without an open_clip name needs {missing} too")
+        missing = [name for name in SIZES if getattr(self, name) is None]
+        if missing:
+            raise InputError(f"an image card without an open_clip name needs {', '.join(missing)} too")
         if self.weights is not None:
             raise InputError(
                 f"weights {self.weights!r} need an open_clip name: give clip='ViT-B-16' or the like"
@@ -76,6 +81,8 @@ class ImageCard:
             size = getattr(self, name)
             if size < 1:
                 raise InputError(f"image card: expected {name} of at least 1, found {size}")
+        if self.norm_eps <= 0:
+            raise InputError(f"image card: expected norm_eps above 0, found {self.norm_eps}")
         for whole, part in (("image_size", "patch_size"), ("width", "heads")):
             if getattr(self, whole) % getattr(self, part):
                 raise InputError(
@@ -225,5 +232,7 @@ def _explicit_visual(card: ImageCard) -> nn.Module:
         heads=card.heads,
         mlp_ratio=card.mlp_ratio,
         output_dim=card.output_dim,
+        no_ln_pre=not card.pre_norm,
         act_layer=transformer.QuickGELU if card.quick_gelu else nn.GELU,
+        norm_layer=partial(transformer.LayerNorm, eps=card.norm_eps),
     )

@@ -1,70 +1,12 @@
-"""The Point-BERT encoder (METHOD 1.3): patches and centres in, a point feature out.
-
-An architecture is a card of numbers (`cards/*.json`); this file is the only code behind them. Parameter names
-follow the published ULIP checkpoints, whose 1x1 convolutions are linear layers here.
-"""
+"""The Point-BERT encoder of ULIP, ULIP-2 and Cross-MoST (METHOD 1.3): patches and centres in, a point feature out."""
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
-from typing import NamedTuple
-
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from crossmost.errors import InputError
-
-
-class PointCard(BaseModel):
-    """The numbers of a point encoder and the conventions it was trained with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    points: int  # N: a larger cloud is thinned to this many
-    groups: int  # G
-    neighbors: int  # K
-    channels: int  # 3 for xyz, 6 for xyz and rgb
-    token_widths: tuple[int, int, int, int]  # widths of the mini-PointNet's four layers
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.1  # of the last block; rises linearly from 0
-    learning_rate: float  # per 256 clouds: what suits a network of this size
-    up_axis: str = "z"
-    color_filler: float = 0.4  # rgb of a cloud without colour, where channels is 6
-
-    @model_validator(mode="after")
-    def _divisible(self) -> PointCard:
-        if self.width % self.heads:
-            raise ValueError(f"expected a width that is a multiple of {self.heads} heads, found {self.width}")
-        return self
-
-    @property
-    def least(self) -> int:
-        """Points a cloud is filled up to: the larger of G and K."""
-        return max(self.groups, self.neighbors)
-
-
-def list_point_cards() -> list[str]:
-    """Names of the point encoders that ship with the package."""
-    cards = files("crossmost.models").joinpath("cards").iterdir()
-    return sorted(path.name.removesuffix(".json") for path in cards if path.name.startswith("point-"))
-
-
-def load_point_card(name: str) -> PointCard:
-    """Read the card of a point encoder by name.
-
-    Raises:
-        InputError: no such card.
-    """
-    if name not in list_point_cards():
-        raise InputError(f"no point encoder '{name}': choose from {', '.join(list_point_cards())}")
-    text = files("crossmost.models").joinpath("cards", f"{name}.json").read_text()
-    return PointCard(**json.loads(text))
+from crossmost.models.point_cards import PointBertCard
+from crossmost.models.point_encoder import PointEncoder, PointFeatures
 
 
 class PatchEncoder(nn.Module):
@@ -124,11 +66,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) to the same."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, width / heads)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return self.proj(attend(self.qkv(x), self.heads))
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Mix values by the likeness of queries and keys: (B, T, 3 width), side by side, to (B, T, width)."""
+    batch, tokens, numbers = qkv.shape
+    width = numbers // 3
+    q, k, v = qkv.reshape(batch, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    mixed = nn.functional.scaled_dot_product_attention(q, k, v)  # (B, heads, T, width / heads)
+    return mixed.transpose(1, 2).reshape(batch, tokens, width)
 
 
 class Mlp(nn.Module):
@@ -147,7 +94,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, card: PointCard, drop_path: float):
+    def __init__(self, card: PointBertCard, drop_path: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(card.width)
         self.attn = Attention(card.width, card.heads)
@@ -164,9 +111,9 @@ class Block(nn.Module):
 class Blocks(nn.Module):
     """The stack of blocks; the position code is added again before each (METHOD 1.3.5)."""
 
-    def __init__(self, card: PointCard):
+    def __init__(self, card: PointBertCard):
         super().__init__()
-        rates = torch.linspace(0, card.drop_path, card.depth).tolist()
+        rates = torch.linspace(0, card.drop_path, card.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(card, rate) for rate in rates)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
@@ -176,21 +123,11 @@ class Blocks(nn.Module):
         return x
 
 
-class PointFeatures(NamedTuple):
-    """What the encoder says about a batch of clouds."""
-
-    feature: Tensor  # (B, 2 * width): [class token; maximum over the patch tokens]
-    cls: Tensor  # (B, width)
-    patches: Tensor  # (B, G, width), after the transformer
-    tokens: Tensor  # (B, G, width), before masking and before the transformer
-
-
-class PointBert(nn.Module):
+class PointBert(PointEncoder):
     """Point-BERT with the extra heads of masked modelling (METHOD 1.3)."""
 
-    def __init__(self, card: PointCard):
-        super().__init__()
-        self.card = card
+    def __init__(self, card: PointBertCard):
+        super().__init__(card)
         width = card.width
         self.encoder = PatchEncoder(card.channels, card.token_widths)
         self.reduce_dim = nn.Linear(card.token_widths[-1], width)
@@ -199,26 +136,13 @@ class PointBert(nn.Module):
         self.cls_pos = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = Blocks(card)
         self.norm = nn.LayerNorm(width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.lm_head = nn.Linear(width, width)  # predicts the token of a masked patch
-        self.patch_head = nn.Linear(width, card.neighbors * 3)  # predicts the points of a masked patch
-        for parameter in (self.cls_token, self.cls_pos, self.mask_token):
-            nn.init.trunc_normal_(parameter, std=0.02)
+        self.add_heads(self.cls_token, self.cls_pos)
 
     def forward(self, patches: Tensor, centers: Tensor, mask: Tensor | None = None) -> PointFeatures:
-        """Encode patches; masked ones keep their position and lose their content.
-
-        Args:
-            patches: (B, G, K, channels) float32, xyz relative to the centre.
-            centers: (B, G, 3) float32.
-            mask: (B, G) bool, True where the patch is hidden.
-        """
+        """Encode patches, see `PointEncoder`; the feature is [class token; maximum over the patch tokens]."""
         tokens = self.reduce_dim(self.encoder(patches))  # (B, G, width)
-        visible = tokens
-        if mask is not None:
-            visible = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
         batch = tokens.shape[0]  # not len(): tracing for export would take it as a constant
-        x = torch.cat([self.cls_token.expand(batch, -1, -1), visible], dim=1)
+        x = torch.cat([self.cls_token.expand(batch, -1, -1), self.hide(tokens, mask)], dim=1)
         position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
         x = self.norm(self.blocks(x, position))  # (B, 1 + G, width)
         cls, encoded = x[:, 0], x[:, 1:]

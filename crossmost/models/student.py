@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossmost.errors import InputError
-from crossmost.models.grouping import Groups, group
-from crossmost.models.image_tower import ImageCard, ImageFeatures, build_image_tower
-from crossmost.models.point_bert import PointBert, PointCard, PointFeatures
+from crossmost.models.architectures import build_point_encoder
+from crossmost.models.grouping import Groups, cut
+from crossmost.models.image_tower import ImageCard, ImageFeatures, ImageTower, build_image_tower
+from crossmost.models.point_cards import PointCard
+from crossmost.models.point_encoder import PointEncoder, PointFeatures
 
 LOGIT_SCALE = 4.6052
 """ln 100, CLIP's temperature (METHOD 4.1)."""
@@ -26,17 +28,23 @@ def unit(x: Tensor) -> Tensor:
 class DualEncoder(nn.Module):
     """A point encoder and an image tower projected into the space of the text embeddings.
 
-    This is a *base*: it has no class names. `Student` adds them.
+    This is a *base*: it has no class names. `Student` adds them. Most published encoders come without the image
+    tower they were aligned with: such a base has the point branch only, and `image_tower` is None.
     """
 
     def __init__(
-        self, point_card: PointCard, image_card: ImageCard, dim: int, *, load_image_weights: bool = True
+        self,
+        point_card: PointCard,
+        image_card: ImageCard | None,
+        dim: int,
+        *,
+        load_image_weights: bool = True,
     ):
-        """Build both branches.
+        """Build the branches there are.
 
         Args:
             point_card: the point encoder's numbers.
-            image_card: the image tower's name or numbers.
+            image_card: the image tower's name or numbers; None for a base without an image branch.
             dim: D, the width of the text embeddings.
             load_image_weights: False where a checkpoint is about to fill them in.
 
@@ -45,17 +53,34 @@ class DualEncoder(nn.Module):
         """
         super().__init__()
         self.dim = dim
-        self.point_encoder = PointBert(point_card)
+        self.point_encoder = build_point_encoder(point_card)
         self.point_projection = nn.Parameter(
-            torch.randn(2 * point_card.width, dim) * (2 * point_card.width) ** -0.5
+            torch.randn(point_card.feature_width, dim) * point_card.feature_width**-0.5
         )
-        self.image_tower = build_image_tower(image_card, load_weights=load_image_weights)
-        if self.image_tower.dim != dim:
+        self.image_tower: ImageTower | None = None
+        if image_card is not None:
+            self.image_tower = build_image_tower(image_card, load_weights=load_image_weights)
+        if self.image_tower is not None and self.image_tower.dim != dim:
             raise InputError(
                 f"text embeddings of {dim} numbers do not fit an image tower of {self.image_tower.dim}: "
                 "use the text tower that belongs to it"
             )
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE))
+
+    @property
+    def image_size(self) -> int | None:
+        """Pixels a side of the views it looks at; None without an image branch, which looks at none."""
+        return None if self.image_tower is None else self.image_tower.size
+
+    def images(self) -> ImageTower:
+        """The image tower, for what cannot be done without one.
+
+        Raises:
+            InputError: there is no image branch.
+        """
+        if self.image_tower is None:
+            raise InputError("expected an image branch, found a base of points alone")
+        return self.image_tower
 
     def point_features(self, groups: Groups, mask: Tensor | None = None) -> PointFeatures:
         """Encode patches, some of them hidden: mask (B, G) bool."""
@@ -63,7 +88,8 @@ class DualEncoder(nn.Module):
 
     def image_features(self, images: Tensor, mask: Tensor | None = None) -> ImageFeatures:
         """Encode images (B, 3, H, W), some patches hidden: mask (B, grid, grid) bool."""
-        return self.image_tower(images, mask)
+        found: ImageFeatures = self.images()(images, mask)
+        return found
 
     def embed_point(self, features: PointFeatures) -> Tensor:
         """f_P, (B, D) unit rows."""
@@ -71,7 +97,7 @@ class DualEncoder(nn.Module):
 
     def embed_image(self, features: ImageFeatures) -> Tensor:
         """f_I, (B, D) unit rows."""
-        return unit(features.cls @ self.image_tower.projection)
+        return unit(features.cls @ self.images().projection)
 
 
 class Student(DualEncoder):
@@ -80,7 +106,7 @@ class Student(DualEncoder):
     def __init__(
         self,
         point_card: PointCard,
-        image_card: ImageCard,
+        image_card: ImageCard | None,
         class_embeddings: Tensor,
         *,
         renormalize_classifier: bool,
@@ -89,7 +115,7 @@ class Student(DualEncoder):
 
         Args:
             point_card: the point encoder's numbers.
-            image_card: the image tower's numbers.
+            image_card: the image tower's numbers; None for a base without an image branch.
             class_embeddings: (C, D) unit rows.
             renormalize_classifier: use Theta's columns at unit length, whatever training did to them.
         """
@@ -113,12 +139,12 @@ class Student(DualEncoder):
 
 @torch.inference_mode()
 def embed_points(
-    encoder: PointBert, projection: Tensor, clouds: Iterable[NDArray[np.float32]]
+    encoder: PointEncoder, projection: Tensor, clouds: Iterable[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
     """Embed prepared clouds, each (n, C), one at a time: (N, D) float32 unit rows."""
     card = encoder.card
     found = []
     for cloud in clouds:
-        groups = group(torch.from_numpy(cloud)[None], card.groups, card.neighbors)
+        groups = cut(torch.from_numpy(cloud)[None], card)
         found.append(unit(encoder(groups.patches, groups.centers).feature @ projection))
     return torch.cat(found).numpy()

@@ -11,15 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossmost.checkpoints.torchscript import is_torchscript
 from crossmost.errors import InputError
 from crossmost.models.clip import (
     first_line,
     has_scheme,
     import_open_clip,
-    pretrained_clip,
+    model_config,
     quiet_logging,
     random_text,
 )
+from crossmost.models.clip_filling import without_image
+from crossmost.models.clip_text import load_text
+from crossmost.models.slip import CONFIG, PUBLISHED, TOKENIZER, is_ulip, load_slip
+from crossmost.runtime.text_tags import SLIP
 from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary, check_names
 
 PROMPTS_FILE = Path(__file__).parent / "cards" / "prompts.json"
@@ -42,8 +47,8 @@ def embed_classes(
 
     Args:
         names: C different names.
-        clip: an open_clip model name.
-        weights: a tag of open_clip's, a file, or None where the name brings its own.
+        clip: an open_clip model name, `slip-vit-b-16`, or either with the tag of its weights, `NAME/TAG`.
+        weights: a tag of open_clip's, a file, or None where the name brings its own or a tag is in `clip`.
         templates: prompts with one `{}` for the name.
         batch: prompts a forward pass.
         device: where the text tower runs.
@@ -84,20 +89,19 @@ def embed_texts(model: Any, tokens: Tensor) -> Tensor:
 
 
 def text_model(clip: str, weights: str | None, *, allow_random: bool = False) -> Any:
-    """Build a CLIP that has its text tower only, in evaluation mode.
+    """Build a CLIP that has its text tower only, in evaluation mode; see `embed_classes`.
 
     Raises:
         InputError: an unknown name, or no weights: a random text tower names nothing.
     """
-    if weights is None and allow_random and not has_scheme(clip):
-        model = random_text(clip)
-    else:
-        try:
-            model = pretrained_clip(clip, weights)
-        except InputError as error:
-            raise InputError(f"{error}; or give a ready-made classes.npz with --vocabulary") from error
-    del model.visual
-    return model.eval()
+    name, tag = split_tag(clip)
+    weights = weights or tag
+    if weights is None and allow_random and not has_scheme(name):
+        return without_image(random_text(CONFIG if name == SLIP else model_config(name))).eval()
+    try:
+        return load_slip(weights) if name == SLIP else load_text(name, weights)
+    except InputError as error:
+        raise InputError(f"{error}; or give a ready-made classes.npz with --vocabulary") from error
 
 
 def text_tokenizer(clip: str) -> Any:
@@ -106,9 +110,10 @@ def text_tokenizer(clip: str) -> Any:
     Raises:
         InputError: the tokenizer needs a package or a download that cannot be had.
     """
+    name, _ = split_tag(clip)
     try:
         with quiet_logging():
-            return import_open_clip().get_tokenizer(clip)
+            return import_open_clip().get_tokenizer(TOKENIZER if name == SLIP else name)
     except Exception as error:  # transformers and the hub raise what they like
         raise InputError(
             f"cannot make the tokenizer of {clip!r} ({first_line(error)}): "
@@ -116,12 +121,43 @@ def text_tokenizer(clip: str) -> Any:
         ) from error
 
 
+def split_tag(clip: str) -> tuple[str, str | None]:
+    """Split `ViT-B-32/openai` into a model's name and the tag of its weights; None where there is no tag."""
+    name, slash, tag = clip.partition("/")
+    if has_scheme(clip) or not slash or not (name == SLIP or name in import_open_clip().list_models()):
+        return clip, None
+    return name, tag
+
+
 def model_tag(clip: str, weights: str | None) -> str:
-    """Name a text model without the folders it was read from: `ViT-B-32/openai`."""
+    """Name a text model without the folders it was read from: `ViT-B-32/openai`.
+
+    A file's name says little; where `clip` names published weights, the file is taken to be theirs.
+    """
     if has_scheme(clip):
         scheme, _, place = clip.partition(":")
         return f"{scheme}:{Path(place).name if scheme == 'local-dir' else place}"
-    return f"{clip}/{Path(weights).name if weights else 'random'}"
+    name, tag = split_tag(clip)
+    if weights is None or is_published(name, weights) or not Path(weights).is_file():
+        return f"{name}/{weights or tag or 'random'}"
+    if tag is not None and is_published(name, tag):
+        return f"{name}/{tag}"
+    return f"{name}/{file_tag(name, weights)}"
+
+
+def is_published(name: str, tag: str) -> bool:
+    """Whether a tag says which weights they are."""
+    return tag == PUBLISHED if name == SLIP else bool(import_open_clip().get_pretrained_cfg(name, tag))
+
+
+def file_tag(name: str, weights: str) -> str:
+    """Name the weights in a file: by what is in it where that tells, else by the file's name."""
+    file = Path(weights)
+    if name == SLIP:
+        return PUBLISHED if file.stem == PUBLISHED or is_ulip(weights) else file.name
+    if is_torchscript(file):
+        return "openai"
+    return file.name if file.suffix else f"{file.name} (file)"  # no tag of open_clip's has a dot
 
 
 def read_class_names(source: str | Path) -> tuple[str, ...]:

@@ -187,12 +187,14 @@ extern "C" __global__ void __launch_bounds__(STREAMING_THREADS)
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Grouping: one warp a center, four centers a block. The warp walks over the cloud, 32 points at a time, and keeps
-// the nearest 32 (or 64) so far as a sorted list, one (or two) keys a lane. A point nearer than the K-th of the list
-// joins a queue; 32 queued keys are sorted by a bitonic network and merged into the list, whose K-th distance is the
-// new limit. The limit is seldom beaten after the first few hundred points, so that the walk is mostly arithmetic,
-// and there is no bound on N. Exact: points come in the order of their index, so that one as far as the K-th of the
-// list loses the tie to K points of lower index, and an outdated limit is too large, which costs time only.
+// Grouping: one warp a center, four centers a block. The warp walks over the cloud, 32 points at a time; there is no
+// bound on N. The first K points in a ball are the first K that the walk meets there.
+//
+// For the K nearest the warp keeps the nearest 32 (or 64) so far as a sorted list, one (or two) keys a lane. A point
+// nearer than the K-th of the list joins a queue; 32 queued keys are sorted by a bitonic network and merged into the
+// list, whose K-th distance is the new limit. The limit is seldom beaten after the first few hundred points, so that
+// the walk is mostly arithmetic. Exact: points come in the order of their index, so that one as far as the K-th of
+// the list loses the tie to K points of lower index, and an outdated limit is too large, which costs time only.
 
 enum {
     GROUPING_WARPS = 4,
@@ -200,6 +202,7 @@ enum {
     TILE = 1024,                 // points in shared memory at a time
     AHEAD = 4,                   // points a lane looks at before the warp asks whether any is near enough
     QUEUE = (AHEAD + 1) * WARP,  // fewer than 32 keys wait while these join
+    MOST_IN_BALL = 256,
 };
 #define NOTHING (~0ull)  // above every key
 
@@ -309,10 +312,43 @@ INLINE void find_nearest(const float* points, int channels, int size, float3 cen
     __syncwarp();
 }
 
+// The first K points of a ball in the warp's queue, by their index, and NOTHING in the places that are left. As in
+// NumPy a point is left out for being farther, so that no ball is empty, not even of coordinates that are NaN.
+INLINE void find_in_ball(const float* points, int channels, int size, float3 center, int neighbors, float limit,
+                         Key* queue) {
+    __shared__ float tile[3][TILE];
+    const int lane = threadIdx.x % WARP;
+    int queued = 0;
+
+    for (int first = 0; first < size; first += TILE) {
+        load_tile(tile, points, channels, first, size);  // for the other warps, too, whose balls may not be full
+        for (int start = lane; start - lane < min(TILE, size - first) && queued < neighbors; start += AHEAD * WARP) {
+            bool inside[AHEAD];
+#pragma unroll
+            for (int ahead = 0; ahead < AHEAD; ++ahead) {
+                const int slot = start + ahead * WARP;
+                const float squared =
+                    squared_distance(tile[0][slot], tile[1][slot], tile[2][slot], center.x, center.y, center.z);
+                inside[ahead] = first + slot < size && !(squared > limit);
+            }
+#pragma unroll
+            for (int ahead = 0; ahead < AHEAD; ++ahead) {
+                const unsigned joining = __ballot_sync(ALL_LANES, inside[ahead]);
+                const int place = queued + __popc(joining & ((1u << lane) - 1));
+                if (inside[ahead] && place < neighbors) queue[place] = first + start + ahead * WARP;
+                queued += __popc(joining);
+            }
+        }
+    }
+    for (int place = queued + lane; place < neighbors; place += WARP) queue[place] = NOTHING;
+    __syncwarp();
+}
+
+// Patches of the nearest points, or, with no lists, of the first ones within a squared distance, the limit.
 template <int LISTS>
 INLINE void group(const float* points, const int* sizes, const float* centers, int most, int channels, int groups,
-                  int neighbors, float* patches) {
-    __shared__ Key queues[GROUPING_WARPS][QUEUE];
+                  int neighbors, float limit, float* patches) {
+    __shared__ Key queues[GROUPING_WARPS][LISTS > 0 ? QUEUE : MOST_IN_BALL];
     const int cloud = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int wanted = blockIdx.y * GROUPING_WARPS + warp;
     const long long row = static_cast<long long>(cloud) * groups + min(wanted, groups - 1);
@@ -320,13 +356,15 @@ INLINE void group(const float* points, const int* sizes, const float* centers, i
     const float3 center = make_float3(centers[3 * row], centers[3 * row + 1], centers[3 * row + 2]);
 
     Key* found = queues[warp];
-    find_nearest<LISTS>(points, channels, size_of(sizes, cloud, most), center, neighbors, found);
+    const int size = size_of(sizes, cloud, most);
+    if constexpr (LISTS > 0) find_nearest<LISTS>(points, channels, size, center, neighbors, found);
+    else find_in_ball(points, channels, size, center, neighbors, limit, found);
     if (wanted >= groups) return;  // a warp without a center of its own only helped to load
 
     float* patch = patches + row * neighbors * channels;
     for (int value = lane; value < neighbors * channels; value += WARP) {
         const int rank = value / channels, channel = value % channels;
-        // Fewer points than K: the nearest one is repeated rather than memory read that is no point.
+        // Fewer points than K: the first one is repeated, which is the nearest or that of the lowest index.
         const Key key = found[rank] == NOTHING ? found[0] : found[rank];
         const float number = points[static_cast<long long>(static_cast<unsigned>(key)) * channels + channel];
         const float origin = channel == 0 ? center.x : channel == 1 ? center.y : center.z;
@@ -338,8 +376,15 @@ INLINE void group(const float* points, const int* sizes, const float* centers, i
     extern "C" __global__ void __launch_bounds__(GROUPING_THREADS) NAME(                                             \
         const float* __restrict__ points, const int* __restrict__ sizes, const float* __restrict__ centers,          \
         int most, int channels, int groups, int neighbors, float* __restrict__ patches) {                            \
-        group<LISTS>(points, sizes, centers, most, channels, groups, neighbors, patches);                            \
+        group<LISTS>(points, sizes, centers, most, channels, groups, neighbors, 0.0f, patches);                      \
     }
 
 GROUP(group_32, 1)  // K up to 32
 GROUP(group_64, 2)  // K up to 64
+
+// K up to MOST_IN_BALL; `limit` has the bits of the squared radius.
+extern "C" __global__ void __launch_bounds__(GROUPING_THREADS)
+    group_ball(const float* __restrict__ points, const int* __restrict__ sizes, const float* __restrict__ centers,
+               int most, int channels, int groups, int neighbors, int limit, float* __restrict__ patches) {
+    group<0>(points, sizes, centers, most, channels, groups, neighbors, __int_as_float(limit), patches);
+}

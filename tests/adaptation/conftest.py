@@ -16,7 +16,7 @@ from crossmost.checkpoints.run import build_student
 from crossmost.config import TrainConfig
 from crossmost.data.dataset import CloudDataset
 from crossmost.models.image_tower import ImageCard
-from crossmost.models.point_bert import PointCard
+from crossmost.models.point_cards import PointBertCard
 from crossmost.models.student import Student
 from crossmost.runtime.vocabulary import Vocabulary
 
@@ -89,7 +89,7 @@ def make_student() -> Callable[..., Student]:
         seed: int = 0,
     ) -> Student:
         torch.manual_seed(seed)
-        point = PointCard(
+        point = PointBertCard(
             name="test", points=64, groups=10, neighbors=6, channels=3, token_widths=(8, 12, 16, 12),
             width=16, depth=2, heads=2, drop_path=0.0, learning_rate=1e-3,
         )  # fmt: skip

@@ -21,6 +21,7 @@ from crossmost.adaptation.diagnosis import (
     point_logits,
 )
 from crossmost.data.samples import PlainBatch, PointBatch
+from crossmost.models.grouping import group
 from crossmost.models.student import Student
 
 FEW = settings(max_examples=25, deadline=None)
@@ -113,6 +114,17 @@ def test_the_logits_of_the_views_are_averaged_not_their_embeddings(
         each = [student.classify(student.embed_image(student.image_features(views[:, v]))) for v in range(3)]
         found = image_logits(student, views)
     torch.testing.assert_close(found, (each[0] + each[1] + each[2]) / 3, rtol=1e-4, atol=1e-4)
+
+
+def test_clouds_are_cut_as_the_card_says(make_student: Callable[..., Student]) -> None:
+    student, (points, sizes) = make_student().eval(), a_batch(3, 1, 1).points
+    card = student.point_encoder.card.model_copy(update={"radius": 0.5})
+    student.point_encoder.card = card
+    with torch.no_grad():
+        groups = group(points, card.groups, card.neighbors, sizes, radius=0.5)
+        expected = student.classify(student.embed_point(student.point_features(groups)))
+        found = point_logits(student, (points, sizes))
+    torch.testing.assert_close(found, expected)
 
 
 def test_diagnose_sees_every_usable_batch_in_order_and_takes_no_gradient(

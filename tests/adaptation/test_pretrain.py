@@ -17,10 +17,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crossmost.adaptation.pretrain import CaptionedSamples, PretrainConfig, aligned, collate, pretrain
+from crossmost.adaptation.pretrain import (
+    CaptionedSamples,
+    PretrainConfig,
+    aligned,
+    collate,
+    objective,
+    pretrain,
+)
 from crossmost.checkpoints.base import Architecture
 from crossmost.data.dataset import CloudDataset
 from crossmost.models.clip import import_open_clip
+from crossmost.models.grouping import group
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.student import DualEncoder
 from crossmost.runtime.vocabulary import Vocabulary
@@ -110,6 +118,22 @@ def test_the_loss_falls(run: Pretrain) -> None:
     for term in ("text", "image", "image_text"):
         early, late = (np.mean([record[term] for record in part]) for part in (records[:3], records[-3:]))
         assert late < early, term
+
+
+def test_clouds_are_cut_as_the_card_says(run: Pretrain, shapes: CloudDataset) -> None:
+    model, _ = run(epochs=1)
+    samples = CaptionedSamples(
+        shapes, np.arange(24), seed=0, image_size=model.images().size, least=model.point_encoder.card.least
+    )
+    batch, texts = collate([samples[0, index] for index in range(4)]), unit_rows(24, 16, 0)  # type: ignore[misc]
+    card = model.point_encoder.card.model_copy(update={"radius": 0.3})
+    model.point_encoder.card = card
+    with torch.no_grad():
+        found = objective(model, batch, texts, train_image=False)["text"]
+        points, sizes = batch.points
+        groups = group(points, card.groups, card.neighbors, sizes, radius=0.3)
+        logits = model.logit_scale.exp() * model.embed_point(model.point_features(groups)) @ texts.T
+    assert float(found) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch.caption)))
 
 
 def test_the_base_is_on_the_cpu_ready_for_use(run: Pretrain) -> None:

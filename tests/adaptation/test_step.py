@@ -81,7 +81,8 @@ def exact_terms(
     """The terms of METHOD 1.7 to 1.10 from a float64 copy's encoders; the rest is the reference's."""
     exact, batch = copy.deepcopy(student).double(), a_batch()
     training_mode(exact, config)
-    groups = group(batch.strong_points.points, 10, 6, batch.strong_points.sizes)
+    radius = student.point_encoder.card.radius
+    groups = group(batch.strong_points.points, 10, 6, batch.strong_points.sizes, radius=radius)
     with torch.no_grad():
         points = exact.point_encoder(groups.patches.double(), groups.centers.double(), masks[0])
         images = exact.image_tower(batch.strong_view.double(), masks[1])
@@ -142,6 +143,17 @@ def test_every_term_of_the_published_step(
     }
     whole = reference.total(brackets, expected["alignment"], 1.0, 1.0)
     assert float(total(terms_of(student, config, labels), config).detach()) == pytest.approx(whole, rel=2e-4)
+
+
+def test_clouds_are_cut_as_the_card_says(
+    monkeypatch: pytest.MonkeyPatch, make_student: MakeStudent, published: Published, reference: ModuleType
+) -> None:
+    student, masks, config = make_student(tau=3.0), fixed_masks(monkeypatch), published()
+    nearest = values(terms_of(student, config))
+    student.point_encoder.card = student.point_encoder.card.model_copy(update={"radius": 0.3})
+    found = values(terms_of(student, config))
+    assert found == pytest.approx(exact_terms(reference, student, some_labels(), masks, config), rel=2e-4)
+    assert found["global_local/point"] != pytest.approx(nearest["global_local/point"], rel=1e-2)
 
 
 @pytest.mark.parametrize("target", ["token", "patch"])

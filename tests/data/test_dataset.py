@@ -9,8 +9,8 @@ import trimesh
 from PIL import Image
 
 from crossmost.data.dataset import CloudDataset, open_dataset
-from crossmost.data.orientation import UP_AXES, rotation_to_z_up
 from crossmost.errors import InputError
+from crossmost.runtime.orientation import AXES, rotation
 from crossmost.runtime.preprocess import prepare
 
 
@@ -46,11 +46,11 @@ def test_no_such_path(tmp_path: Path, name: str) -> None:
 def test_loading_is_the_runtimes_preparation_of_the_rotated_cloud(tmp_path: Path) -> None:
     points = cloud(3, 2000) * [3.0, 1.0, 2.0] + 1000.0
     np.save(tmp_path / "a.npy", points)
-    for axis in UP_AXES:
+    for axis in AXES:
         loaded = open_dataset(tmp_path, points=512, up_axis=axis).load(0)
         assert loaded.dtype == np.float32
         assert loaded.shape == (512, 3)
-        np.testing.assert_array_equal(loaded, prepare(points @ rotation_to_z_up(axis).T, most=512))
+        np.testing.assert_array_equal(loaded, prepare(points @ rotation(axis).T, most=512))
 
 
 def test_georeferenced_coordinates_keep_their_shape(tmp_path: Path) -> None:

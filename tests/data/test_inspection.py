@@ -12,8 +12,8 @@ import trimesh
 from crossmost.data.cloud_facts import duplicate_share, measure, stands_on_floor
 from crossmost.data.columns import Cloud
 from crossmost.data.inspection import inspect_path
-from crossmost.data.orientation import rotation_to_z_up
 from crossmost.errors import InputError
+from crossmost.runtime.orientation import rotation
 
 
 def ball(seed: int, count: int = 2000, size: float = 1.0) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_normalised_clouds_have_no_unit(tmp_path: Path) -> None:
 
 
 def test_a_y_up_look_is_warned_of_and_gone_with_the_right_axis(tmp_path: Path) -> None:
-    folder = save(tmp_path, *(table(seed) @ rotation_to_z_up("y") for seed in range(12)))
+    folder = save(tmp_path, *(table(seed) @ rotation("y") for seed in range(12)))
     assert inspect_path(folder).up.axis == "y"
     assert warned(folder, "look y-up but are read as z-up: try --up-axis y")
     assert inspect_path(folder, up_axis="y").warnings == []
@@ -158,7 +158,7 @@ def test_a_floor_under_the_object_is_warned_of_and_a_wide_foot_is_not(tmp_path: 
 def test_the_floor_is_looked_for_below_the_given_up_axis() -> None:
     rng = np.random.default_rng(0)
     floor = np.column_stack([rng.uniform(-2.5, 2.5, (900, 2)), rng.normal(0, 0.005, 900)])
-    y_up = np.concatenate([table(0), floor]) @ rotation_to_z_up("y")
+    y_up = np.concatenate([table(0), floor]) @ rotation("y")
     assert measure(Cloud(y_up), "y").floor
     assert not measure(Cloud(y_up), "z").floor
 

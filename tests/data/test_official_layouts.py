@@ -10,8 +10,8 @@ import pytest
 
 from crossmost.data import official
 from crossmost.data.dataset import CloudDataset, open_dataset
-from crossmost.data.orientation import rotation_to_z_up
 from crossmost.errors import InputError
+from crossmost.runtime.orientation import rotation
 from crossmost.runtime.preprocess import prepare
 
 VARIANTS = (
@@ -83,7 +83,7 @@ def test_each_row_is_the_cloud_of_its_file(modelnet40: Path, listed: bool) -> No
     for index, (file, row) in enumerate((("test0", 0), ("test0", 1), ("test1", 0))):
         with h5py.File(modelnet40 / f"ply_data_{file}.h5") as content:
             stored = content["data"][row].astype(np.float64)
-        expected = prepare(stored @ rotation_to_z_up("y").T, most=2048)
+        expected = prepare(stored @ rotation("y").T, most=2048)
         np.testing.assert_array_equal(test.load(index), expected)
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossmost.data.orientation import UP_AXES, rotation_to_z_up
 from crossmost.data.upright import CANDIDATES, UNSURE, decide, guess_up_axis, up_probabilities
+from crossmost.runtime.orientation import AXES, rotation
 
 DRAWS = 300
 GROUP = 32
@@ -25,7 +25,7 @@ REAL = {
 def y_up_clouds(shared_data: Path, name: str) -> np.ndarray:
     with np.load(shared_data / f"{name}.npz", allow_pickle=False) as data:
         points = data["points"][data["split"] == "test", :1024].astype(np.float32)
-    return points @ rotation_to_z_up("y").astype(np.float32) if REAL[name] else points
+    return points @ rotation("y").astype(np.float32) if REAL[name] else points
 
 
 def table(seed: int = 0) -> np.ndarray:
@@ -40,10 +40,10 @@ def table(seed: int = 0) -> np.ndarray:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(UP_AXES), st.integers(0, 1000))
+@given(st.sampled_from(AXES), st.integers(0, 1000))
 def test_turning_a_cloud_turns_the_guess_with_it(axis: str, seed: int) -> None:
     upright = table(seed)
-    turned = upright @ rotation_to_z_up(axis).astype(np.float32)  # z-up to axis-up
+    turned = upright @ rotation(axis).astype(np.float32)  # z-up to axis-up
     before, after = up_probabilities(upright), up_probabilities(turned)
     assert before.sum() == pytest.approx(1)
     assert after[CANDIDATES.index(axis)] == pytest.approx(before[CANDIDATES.index("z")], abs=0.05)

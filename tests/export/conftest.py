@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,9 +11,10 @@ import torch
 if TYPE_CHECKING:
     from crossmost.checkpoints.base import Architecture
     from crossmost.models.point_bert import PointBert
+    from crossmost.models.point_encoder import PointEncoder
 
 
-def used_batch_norms(encoder: PointBert) -> PointBert:
+def used_batch_norms(encoder: PointEncoder) -> Any:
     """Give an encoder batch norms that have seen something: folding the fresh ones would change nothing."""
     generator = torch.Generator().manual_seed(5)
     for module in encoder.modules():
@@ -24,6 +25,12 @@ def used_batch_norms(encoder: PointBert) -> PointBert:
                 tensor = getattr(module, name).data
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
     return encoder.eval()
+
+
+@pytest.fixture(scope="session")
+def used_norms() -> Callable[[PointEncoder], Any]:
+    """`used_batch_norms`, for encoders of other architectures."""
+    return used_batch_norms
 
 
 @pytest.fixture(scope="session")

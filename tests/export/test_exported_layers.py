@@ -49,5 +49,5 @@ def test_parts_are_the_whole(make_encoder, at_once, monkeypatch):
     with torch.no_grad():
         whole = graph(patches, centers)
         monkeypatch.setattr(exported_layers, "POINTS_AT_ONCE", at_once * encoder.card.neighbors)
-        in_parts(graph.encoder)
+        in_parts(graph.encoder.encoder, graph.encoder.card.neighbors)
         torch.testing.assert_close(graph(patches, centers), whole)

@@ -11,18 +11,21 @@ from onnx import TensorProto
 from crossmost.errors import InputError
 from crossmost.export.graph import EncoderGraph
 from crossmost.export.graph_files import ENCODER, METADATA, write_graphs
+from crossmost.export.parity import TOP1
 from crossmost.export.quantize import (
+    GATES,
     INT8,
     INT8_WEIGHTS,
     feed,
     int8_checks,
-    least_agreement,
     quantize_encoder,
 )
 from crossmost.export.verification_clouds import VerificationClouds
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.manifest import Encoder
 from crossmost.runtime.onnx_session import create_session
+from crossmost.runtime.preprocess import prepare
+from crossmost.runtime.sampling import group
 from crossmost.runtime.vocabulary import Vocabulary
 
 CLOUDS = 12
@@ -140,10 +143,17 @@ def test_patches_in_parts_are_the_same_patches(bundle, encoder, projection, clou
 
     monkeypatch.setattr(exported_layers, "POINTS_AT_ONCE", 7 * encoder.card.neighbors)
     graph = EncoderGraph(encoder, projection, "fp32")
-    exported_layers.in_parts(graph.encoder)
+    exported_layers.in_parts(graph.encoder.encoder, graph.encoder.card.neighbors)
     onnx.save(encoder_model(graph), tmp_path / ENCODER)
     feeds = batch(clouds, encoder.card)
     np.testing.assert_allclose(run(tmp_path / ENCODER, feeds), run(bundle / ENCODER, feeds), atol=1e-6)
+
+
+def test_it_is_calibrated_on_the_patches_of_its_card(encoder, clouds):
+    card = encoder.card.model_copy(update={"radius": 0.3})
+    points = prepare(clouds[0], most=card.points, least=card.least, scattered=card.scattered)
+    patches, _ = group(points, card.groups, card.neighbors, 0.3)
+    np.testing.assert_array_equal(feed(clouds[0], card)["patches"], patches[None])
 
 
 def test_no_cloud_to_calibrate_with_is_said(encoder, projection, tmp_path):
@@ -167,4 +177,4 @@ def test_checks_pass_and_a_broken_graph_fails_them(bundle, encoder, projection, 
 
 @pytest.mark.parametrize(("clouds", "least"), [(1, 0.0), (32, 31 / 32), (100, 0.99), (907, 0.99)])
 def test_a_few_clouds_may_hold_one_change(clouds, least):
-    assert least_agreement(clouds) == pytest.approx(least)
+    assert GATES[TOP1].among(clouds) == pytest.approx(least)

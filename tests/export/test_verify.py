@@ -21,7 +21,8 @@ from crossmost.export.parity import COSINE_MEAN, COSINE_MIN, DIFFERENCE, FINITE,
 from crossmost.export.verification_clouds import feed_clouds, plan_batches
 from crossmost.export.verify import EAGER, VerificationClouds, verify
 from crossmost.export.weights import save_with_weights
-from crossmost.models.point_bert import PointBert, load_point_card
+from crossmost.models.point_bert import PointBert
+from crossmost.models.point_cards import load_point_card
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.preprocess import prepare
 from crossmost.runtime.vocabulary import Vocabulary

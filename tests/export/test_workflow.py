@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 
+from crossmost.checkpoints.base import load_base, save_base
 from crossmost.data.dataset import open_dataset
 from crossmost.errors import InputError, WorkFailed
 from crossmost.export import workflow
@@ -20,7 +21,7 @@ from crossmost.runtime.class_bank import load_class_bank
 from crossmost.runtime.engine_options import EngineOptions, Profile
 from crossmost.runtime.engine_packages import Unavailable
 from crossmost.runtime.manifest import check_files, load_manifest
-from crossmost.runtime.preprocess import normalize
+from crossmost.runtime.preprocess import normalize, prepare
 
 
 def quiet(line: str) -> None:
@@ -132,6 +133,28 @@ def test_a_base_is_verified_on_simulated_scans_and_has_no_threshold(tmp_path, ti
     manifest = export(base, tmp_path / "b", ExportOptions(clouds=4), say=quiet)
     assert "simulated" in manifest.parity["clouds"]["name"]
     assert load_class_bank(tmp_path / "b" / "classes.npz").unknown_threshold is None
+
+
+def test_an_encoder_of_balls_cuts_balls_in_torch_the_graphs_and_the_runtime(
+    tmp_path, tiny_base, tiny_vocabulary, source
+):
+    model, architecture = load_base(tiny_base)
+    card = architecture.point.model_copy(update={"radius": 0.4})
+    save_base(tmp_path / "balls.safetensors", model, architecture._replace(point=card), {})
+    nearest, balls = (
+        load_exportable(path, lambda _: tiny_vocabulary)
+        for path in (tiny_base, tmp_path / "balls.safetensors")
+    )
+    manifest = export(balls, tmp_path / "b", ExportOptions(clouds=8), say=quiet)
+    assert manifest.parity["verdict"] == "passed"
+    assert load_manifest(tmp_path / "b").encoder.radius == 0.4
+    clouds = source.sample.points[:8]
+    prepared = [
+        prepare(cloud, most=card.points, least=card.least, scattered=card.scattered) for cloud in clouds
+    ]
+    with Classifier.load(tmp_path / "b", backend="onnxruntime-cpu") as classifier:
+        np.testing.assert_allclose(classifier.embed(clouds), balls.embed(prepared), atol=1e-4)
+    assert np.abs(balls.embed(prepared) - nearest.embed(prepared)).max() > 1e-2
 
 
 def test_a_failed_gate_names_the_layer_and_leaves_nothing(tmp_path, source, monkeypatch):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crossmost.models import grouping
+from crossmost.models.point_cards import load_point_card
 from crossmost.runtime import sampling
+from crossmost.runtime.orientation import turn
 from crossmost.runtime.preprocess import normalize
 
 Cloud = NDArray[np.float32]
@@ -54,11 +56,18 @@ def assert_same_indices(clouds: list[Cloud], groups: int, neighbors: int, filler
     chosen = grouping.farthest_point_indices(points, groups, sizes)
     centers = grouping.gather_points(points[..., :3], chosen)
     nearest = grouping.nearest_indices(points, centers, neighbors, sizes)
+    balls = {
+        radius: grouping.ball_indices(points, centers, neighbors, radius, sizes) for radius in (0.1, 0.35)
+    }
     for row, cloud in enumerate(clouds):
-        expected = sampling.farthest_point_indices(cloud, groups)
+        squared = np.empty((groups, len(cloud)), dtype=np.float32)
+        expected = sampling.farthest_point_indices(cloud, groups, squared)
         np.testing.assert_array_equal(chosen[row].numpy(), expected)
         expected = sampling.nearest_indices(cloud, cloud[expected, :3], neighbors)
         np.testing.assert_array_equal(nearest[row].numpy(), expected)
+        for radius, found in balls.items():
+            expected = sampling.ball_indices(squared, neighbors, radius)
+            np.testing.assert_array_equal(found[row].numpy(), expected)
 
 
 @pytest.mark.parametrize(("name", "count"), REAL)
@@ -91,22 +100,24 @@ def test_all_equal_points_and_whole_clouds(size: int, filler: float) -> None:
     assert_same_indices([same, spread], 16, 16, filler)
 
 
-def test_grouping_in_parts_is_grouping_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("radius", [None, 0.5])
+def test_grouping_in_parts_is_grouping_at_once(monkeypatch: pytest.MonkeyPatch, radius: float | None) -> None:
     points, sizes = padded([grid_cloud(row, 50 + 10 * row) for row in range(5)])
-    whole = grouping.group(points, 16, 8, sizes)
+    whole = grouping.group(points, 16, 8, sizes, radius=radius)
     monkeypatch.setattr(grouping, "ELEMENTS_AT_ONCE", 1)
-    parts = grouping.group(points, 16, 8, sizes)
+    parts = grouping.group(points, 16, 8, sizes, radius=radius)
     assert torch.equal(whole.patches, parts.patches)
     assert torch.equal(whole.centers, parts.centers)
 
 
+@pytest.mark.parametrize("radius", [None, 0.7])
 @pytest.mark.parametrize("channels", [3, 6])
-def test_groups_are_the_runtimes_to_the_bit_and_colours_pass(channels: int) -> None:
+def test_groups_are_the_runtimes_to_the_bit_and_colours_pass(channels: int, radius: float | None) -> None:
     clouds = [random_cloud(row, 60 + 13 * row, channels) for row in range(3)]
     points, sizes = padded(clouds)
-    found = grouping.group(points, 16, 8, sizes)
+    found = grouping.group(points, 16, 8, sizes, radius=radius)
     for row, cloud in enumerate(clouds):
-        patches, centers = sampling.group(cloud, 16, 8)
+        patches, centers = sampling.group(cloud, 16, 8, radius)
         np.testing.assert_array_equal(found.patches[row].numpy(), patches)
         np.testing.assert_array_equal(found.centers[row].numpy(), centers)
 
@@ -127,11 +138,13 @@ def test_grouping_takes_no_gradient_and_leaves_its_input() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_gpu_picks_the_same_indices() -> None:
+@pytest.mark.parametrize("radius", [None, 0.5])
+def test_a_gpu_picks_the_same_indices(radius: float | None) -> None:
     points, sizes = padded(
         [make(row, 60 + 9 * row) for row in range(6) for make in (grid_cloud, random_cloud)]
     )
-    here, there = grouping.group(points, 16, 12, sizes), grouping.group(points.cuda(), 16, 12, sizes.cuda())
+    here = grouping.group(points, 16, 12, sizes, radius=radius)
+    there = grouping.group(points.cuda(), 16, 12, sizes.cuda(), radius=radius)
     assert torch.equal(here.patches, there.patches.cpu())
     assert torch.equal(here.centers, there.centers.cpu())
 
@@ -178,3 +191,17 @@ def test_a_normalised_clouds_centres_do_not_depend_on_where_it_was(
         sampling.farthest_point_indices(found, 20),
         grouping.farthest_point_indices(torch.from_numpy(moved)[None], 20)[0].numpy(),
     )
+
+
+def test_clouds_are_cut_in_the_frame_of_the_encoder() -> None:
+    """A y-up encoder sees the z-up cloud of the trainer as the runtime would turn it."""
+    card = load_point_card("openshape-pointbert-vitb32").model_copy(
+        update={"groups": 8, "neighbors": 6, "channels": 6}
+    )
+    assert card.up_axis == "y"
+    cloud = np.random.default_rng(0).uniform(-0.5, 0.5, (100, 6)).astype(np.float32)
+    found = grouping.cut(torch.from_numpy(cloud)[None], card)
+    patches, centers = sampling.group(turn(cloud, "z", "y").astype(np.float32), 8, 6, card.radius)
+    np.testing.assert_array_equal(found.patches[0], patches)
+    np.testing.assert_array_equal(found.centers[0], centers)
+    np.testing.assert_array_equal(grouping.turned(torch.from_numpy(cloud), "y")[:, 1], cloud[:, 2])

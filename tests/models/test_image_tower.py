@@ -48,6 +48,19 @@ def test_without_a_mask_it_is_open_clip_explicit(quick_gelu):
 
 
 @torch.no_grad()
+def test_a_tower_without_a_norm_before_its_blocks_and_with_another_epsilon():
+    card = ImageCard(**{**TINY.__dict__, "pre_norm": False, "norm_eps": 1e-3})
+    tower, images = build_image_tower(card).eval(), torch.randn(3, 3, 32, 32)
+    assert not any(name.startswith("visual.ln_pre") for name in tower.state_dict())
+    norms = [m for m in tower.visual.modules() if isinstance(m, nn.LayerNorm)]
+    assert [norm.eps for norm in norms] == [1e-3] * 5  # two in each block, one behind them
+    assert torch.equal(embed(tower, images), as_open_clip(tower)(images))
+    with_norm = build_image_tower(ImageCard(**{**TINY.__dict__, "norm_eps": 1e-3})).eval()
+    with_norm.load_state_dict({**with_norm.state_dict(), **tower.state_dict()})
+    assert not torch.allclose(embed(with_norm, images), embed(tower, images))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
 def test_without_a_mask_it_is_open_clip_by_name(name):
     tower = build_image_tower(ImageCard(clip=name)).eval()
@@ -196,9 +209,12 @@ def test_patch_dropout_is_refused(tower):
         ({}, "needs image_size, patch_size, width, layers, heads, output_dim too"),
         ({"clip": "ViT-B-32", "width": 64}, "an open_clip name or sizes"),
         ({"clip": "ViT-B-32", "quick_gelu": True}, "an open_clip name or sizes"),
+        ({"clip": "ViT-B-32", "pre_norm": False}, "an open_clip name or sizes"),
+        ({"clip": "ViT-B-32", "norm_eps": 1e-6}, "an open_clip name or sizes"),
         ({**TINY.__dict__, "weights": "openai"}, "need an open_clip name"),
         ({**TINY.__dict__, "patch_size": 7}, "image_size to be a multiple of patch_size, found 32 and 7"),
         ({**TINY.__dict__, "heads": 3}, "width to be a multiple of heads, found 64 and 3"),
+        ({**TINY.__dict__, "norm_eps": 0.0}, "norm_eps above 0"),
         ({**TINY.__dict__, "layers": 0}, "layers of at least 1, found 0"),
     ],
 )

@@ -12,22 +12,23 @@ from numpy.typing import NDArray
 
 from crossmost.errors import InputError
 from crossmost.models.grouping import group
-from crossmost.models.point_bert import DropPath, PointBert, PointCard, list_point_cards, load_point_card
+from crossmost.models.point_bert import DropPath, PointBert
+from crossmost.models.point_cards import PointBertCard, list_point_cards, load_point_card
 
 Array = NDArray[np.float64]
 FEW = settings(max_examples=20, deadline=None)
 JOINT_DIM = 512
 
 
-def tiny_card(**changes: Any) -> PointCard:
+def tiny_card(**changes: Any) -> PointBertCard:
     numbers = {
         "name": "test", "points": 64, "groups": 12, "neighbors": 5, "channels": 3, "token_widths": (8, 12, 16, 20),
         "width": 24, "depth": 3, "heads": 4, "drop_path": 0.0, "learning_rate": 1e-3,
     }  # fmt: skip
-    return PointCard(**{**numbers, **changes})
+    return PointBertCard(**{**numbers, **changes})
 
 
-def make_encoder(card: PointCard, seed: int = 0) -> PointBert:
+def make_encoder(card: PointBertCard, seed: int = 0) -> PointBert:
     """An encoder in evaluation mode whose BatchNorm and tokens are anything but neutral."""
     torch.manual_seed(seed)
     encoder = PointBert(card)
@@ -44,7 +45,7 @@ def make_encoder(card: PointCard, seed: int = 0) -> PointBert:
     return encoder.eval()
 
 
-def patches_of(card: PointCard, batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def patches_of(card: PointBertCard, batch: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
     points = torch.randn(batch, max(card.groups, card.neighbors) + 40, card.channels, generator=draw)
     return tuple(group(points / 3, card.groups, card.neighbors))  # type: ignore[return-value]

@@ -9,10 +9,10 @@ import torch
 from crossmost.errors import InputError
 from crossmost.models.grouping import Groups, group
 from crossmost.models.image_tower import ImageCard
-from crossmost.models.point_bert import PointCard
-from crossmost.models.student import DualEncoder, Student, unit
+from crossmost.models.point_cards import PointBertCard
+from crossmost.models.student import DualEncoder, Student, embed_points, unit
 
-POINT = PointCard(
+POINT = PointBertCard(
     name="test", points=64, groups=8, neighbors=4, channels=3, token_widths=(8, 12, 16, 12),
     width=16, depth=2, heads=2, drop_path=0.0, learning_rate=1e-3,
 )  # fmt: skip
@@ -134,6 +134,18 @@ def test_masks_reach_both_branches() -> None:
         one = student.embed_point(student.point_features(groups, every))
         other = student.embed_point(student.point_features(Groups(2 * groups.patches, groups.centers), every))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("radius", [None, 0.6])
+def test_clouds_are_cut_as_the_card_says(radius: float | None) -> None:
+    student = make_student()
+    student.point_encoder.card = POINT.model_copy(update={"radius": radius})
+    cloud = torch.randn(1, 30, 3, generator=torch.Generator().manual_seed(1))
+    groups = group(cloud, 8, 4, radius=radius)
+    with torch.no_grad():
+        expected = student.embed_point(student.point_features(groups))
+    found = embed_points(student.point_encoder, student.point_projection, [cloud[0].numpy()])
+    np.testing.assert_allclose(found, rows(expected), atol=1e-6)
 
 
 def test_logits_are_float32_inside_mixed_precision() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from crossmost.checkpoints.base import Architecture
-    from crossmost.models.point_bert import PointCard
+    from crossmost.models.point_cards import PointCard
     from crossmost.runtime.vocabulary import Vocabulary
 
 CLIP = "crossmost-test-speaking"

@@ -218,9 +218,18 @@ class FakeDriver:
 class FakeKernels:
     """`SamplingKernels`, computed by `crossmost.runtime.sampling`."""
 
-    def __init__(self, ptx: bytes, *, groups: int, neighbors: int, channels: int, driver: FakeDriver) -> None:
+    def __init__(
+        self,
+        ptx: bytes,
+        *,
+        groups: int,
+        neighbors: int,
+        channels: int,
+        radius: float | None,
+        driver: FakeDriver,
+    ) -> None:
         assert b".entry" in ptx
-        self.sizes, self.driver = (groups, neighbors, channels), driver
+        self.sizes, self.radius, self.driver = (groups, neighbors, channels), radius, driver
         driver.alive[id(self)] = "kernels"
 
     def workspace_bytes(self, batch: int, points: int) -> int:
@@ -251,7 +260,7 @@ class FakeKernels:
         def work() -> None:
             for row, size in enumerate(sizes):
                 assert max(groups, neighbors) <= size <= points
-                patches[row], centers[row] = group(clouds[row, :size].copy(), groups, neighbors)
+                patches[row], centers[row] = group(clouds[row, :size].copy(), groups, neighbors, self.radius)
             workspace[:] = np.nan
 
         self.driver.enqueue(stream, work)

@@ -50,7 +50,10 @@ def _elementwise(function: Callable[..., Any], *, known: str) -> Callable[..., E
     return make
 
 
-COMPARE = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+COMPARE: dict[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    "leu": lambda first, second: np.logical_not(first > second),  # or unordered: NaN
+}
 INTEGERS = "s32 u32 b32 s64 u64 b64"
 
 

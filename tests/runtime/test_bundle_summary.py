@@ -92,6 +92,11 @@ def test_one_screen_says_what_a_bundle_is(make: Callable[..., Path]) -> None:
     assert line_of(lines, "provenance").endswith(expected)
 
 
+def test_the_radius_of_balls_is_shown(make: Callable[..., Path]) -> None:
+    lines = summarize(make(encoder=replace(MANIFEST.encoder, radius=0.2)))
+    assert "K 16 within 0.2, C 3" in line_of(lines, "encoder")
+
+
 def test_of_the_verification_it_shows_what_was_nearest_to_the_gates(make: Callable[..., Path]) -> None:
     lines = summarize(make())
     assert "passed, 5 of 5 checks" in line_of(lines, "parity")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -32,8 +33,6 @@ def test_names_are_embedded_like_the_bundles_own(speaking):
 
 
 def test_underscores_stay_where_the_export_found_that_they_did(speaking, tmp_path):
-    import shutil
-
     bundle = tmp_path / "copy"
     shutil.copytree(speaking, bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
@@ -53,8 +52,6 @@ def test_calibration_holds_for_new_names_and_the_threshold_does_not(speaking):
 
 
 def test_a_text_encoder_that_was_changed_is_refused(speaking, tmp_path):
-    import shutil
-
     bundle = tmp_path / "copy"
     shutil.copytree(speaking, bundle)
     (bundle / "tokenizer.json").write_text("{}")
@@ -108,3 +105,54 @@ def test_embeddings_for_another_encoder_are_refused(exported):
         InvalidVocabulary, match="expected class embeddings of the encoder's 16 numbers, found 24"
     ):
         choice(exported).bank(wide)
+
+
+ULIP = "slip-vit-b-16/slip_base_100ep"
+
+
+@pytest.fixture
+def tagged(exported, tmp_path):
+    """Make a copy of a bundle whose encoder was aligned with a text model."""
+
+    def make(text):
+        bundle = tmp_path / "tagged.bundle"
+        shutil.copytree(exported, bundle)
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        manifest["provenance"]["text"] = text
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        return bundle
+
+    return make
+
+
+def of_model(tag, dim=16):
+    return Vocabulary.create(["x", "y"], np.eye(2, dim), logit_scale=100.0, tag=tag)
+
+
+def test_classes_of_another_text_model_are_refused_however_they_are_given(tagged, tmp_path):
+    bundle = tagged(ULIP)
+    other = of_model("ViT-B-16-quickgelu/openai")
+    other.save(tmp_path / "classes.npz")
+    line = rf"tagged\.bundle was aligned with {ULIP}, found .*openai: .*although both have 16 numbers"
+    for classes in (other, ClassBank.plain(other), tmp_path / "classes.npz"):
+        with pytest.raises(InvalidVocabulary, match=line):
+            choice(bundle).bank(classes)
+
+
+@pytest.mark.parametrize("tag", [ULIP, "slip-vit-b-16/slip.pt", "", "random directions"])
+def test_classes_of_the_same_model_or_of_an_unknown_one_are_taken(tagged, tag):
+    vocabulary = of_model(tag)
+    assert choice(tagged(ULIP)).bank(vocabulary).vocabulary is vocabulary
+
+
+@pytest.mark.parametrize("text", ["random directions", None, 3, ["a"]])
+def test_a_bundle_that_does_not_say_its_text_model_takes_any(tagged, text):
+    assert choice(tagged(text)).bank(of_model("ViT-B-16/openai"))
+
+
+def test_embeddings_of_another_width_name_both_models(tagged):
+    line = (
+        rf"16 numbers, found 24 \(ViT-L-14/x\): it was aligned with {ULIP}; make them with `crossmost vocab"
+    )
+    with pytest.raises(InvalidVocabulary, match=line):
+        choice(tagged(ULIP)).bank(of_model("ViT-L-14/x", 24))

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossmost.runtime.clouds_in import CloudsIn, as_array, split_clouds, turn, unit_colors
-from crossmost.runtime.manifest import AXES, Encoder
+from crossmost.runtime.clouds_in import CloudsIn, as_array, split_clouds, unit_colors
+from crossmost.runtime.manifest import Encoder
+from crossmost.runtime.orientation import AXES, turn
 from crossmost.runtime.preprocess import InvalidCloud, prepare
 
 FEW = settings(max_examples=40, deadline=None)

@@ -66,13 +66,16 @@ def driver(ptx_driver: ModuleType) -> Any:
     return ptx_driver.EmulatedDriver()
 
 
-def make(driver: Any, **changes: int) -> SamplingKernels:
-    sizes = {"groups": 8, "neighbors": 4, "channels": 3} | changes
+def make(driver: Any, **changes: Any) -> SamplingKernels:
+    sizes: dict[str, Any] = {"groups": 8, "neighbors": 4, "channels": 3} | changes
     return SamplingKernels(PTX[80].encode(), **sizes, driver=driver)
 
 
-def test_a_launch_enqueues_two_kernels_and_nothing_else(driver: Any) -> None:
-    kernels = make(driver)
+@pytest.mark.parametrize(("radius", "grouping"), [(None, "group_32"), (0.2, "group_ball")])
+def test_a_launch_enqueues_two_kernels_and_nothing_else(
+    driver: Any, radius: float | None, grouping: str
+) -> None:
+    kernels = make(driver, radius=radius)
     ready = len(driver.calls)
     cloud = driver.memory.allocate(np.random.default_rng(0).normal(size=(2, 32, 3)).astype(np.float32))
     patches = driver.memory.allocate(np.zeros((2, 8, 4, 3), dtype=np.float32), writable=True)
@@ -80,7 +83,7 @@ def test_a_launch_enqueues_two_kernels_and_nothing_else(driver: Any) -> None:
     kernels.launch(cloud, 0, patches, centers, 2, 32, "a stream")
     assert driver.calls[ready:] == [
         ("cuLaunchKernel", ("farthest_points_4", (2, 1, 1), "a stream")),
-        ("cuLaunchKernel", ("group_32", (2, 2, 1), "a stream")),
+        ("cuLaunchKernel", (grouping, (2, 2, 1), "a stream")),
     ]
 
 
@@ -90,6 +93,19 @@ def test_sizes_the_kernels_cannot_work_with(driver: Any, changes: dict[str, int]
         InvalidLaunch, match="expected at least 1 group, 1 to 64 neighbors and 3 or 6 channels"
     ):
         make(driver, **changes)
+
+
+@pytest.mark.parametrize(("radius", "most"), [(None, 64), (0.4, 256)])
+def test_balls_hold_more_than_lists_of_the_nearest(driver: Any, radius: float | None, most: int) -> None:
+    assert make(driver, radius=radius, neighbors=most).neighbors == most
+    with pytest.raises(InvalidLaunch, match=f"1 to {most} neighbors"):
+        make(driver, radius=radius, neighbors=most + 1)
+
+
+def test_a_radius_that_is_none_leaves_nothing_loaded(driver: Any) -> None:
+    with pytest.raises(ValueError, match="expected a radius"):
+        make(driver, radius=0.0)
+    assert driver.calls == []
 
 
 @pytest.mark.parametrize(("batch", "points"), [(0, 100), (1, 7)])

@@ -92,13 +92,20 @@ PLAIN = st.recursive(
 )
 
 
-@given(st.dictionaries(TEXT, PLAIN, max_size=3), st.lists(TEXT, max_size=3), st.integers(1, 2**16))
-def test_every_manifest_survives_json(provenance: dict[str, Any], notes: list[str], groups: int) -> None:
+@given(
+    st.dictionaries(TEXT, PLAIN, max_size=3),
+    st.lists(TEXT, max_size=3),
+    st.integers(1, 2**16),
+    st.none() | st.floats(1e-18, 1e18),
+)
+def test_every_manifest_survives_json(
+    provenance: dict[str, Any], notes: list[str], groups: int, radius: float | None
+) -> None:
     manifest = dataclasses.replace(
         MANIFEST,
         provenance=provenance,
         notes=tuple(notes),
-        encoder=dataclasses.replace(ENCODER, groups=groups),
+        encoder=dataclasses.replace(ENCODER, groups=groups, radius=radius),
     )
     assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
     assert Manifest.from_dict(manifest.to_dict()) == manifest
@@ -107,6 +114,13 @@ def test_every_manifest_survives_json(provenance: dict[str, Any], notes: list[st
 def test_keys_of_the_same_schema_that_it_does_not_know_are_left_out(bundle: Path) -> None:
     put(bundle, {**changed("encoder", "mood", value="good"), "further": 1})
     assert load_manifest(bundle) == MANIFEST
+
+
+def test_bundles_from_before_there_was_a_radius_have_none(bundle: Path) -> None:
+    made = MANIFEST.to_dict()
+    del made["encoder"]["radius"]
+    put(bundle, made)
+    assert load_manifest(bundle).encoder.radius is None
 
 
 @pytest.mark.parametrize("others", [{}, {"encoder": "another form", "files": []}])
@@ -149,6 +163,11 @@ def test_a_missing_key_is_named(bundle: Path, key: str) -> None:
         (("encoder", "color_filler"), 1.5, "color_filler as a number from 0 to 1"),
         (("encoder", "color_filler"), False, "color_filler as a number, found False"),
         (("encoder", "scale"), "unit-cube", "scale as unit-sphere"),
+        (("encoder", "radius"), 0, "radius as a number from 1e-18 to 1e+18, found 0"),
+        (("encoder", "radius"), -0.2, "radius as a number from 1e-18"),
+        (("encoder", "radius"), "0.2", "radius as a number, found '0.2'"),
+        (("encoder", "radius"), True, "radius as a number, found True"),
+        (("encoder", "radius"), float("inf"), "finite numbers"),
         (("precision",), "int3", "precision as fp32 or fp16 or bf16"),
         (("opset",), -1, "opset"),
         (("files",), [], "files as a JSON object"),

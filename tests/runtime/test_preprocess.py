@@ -15,6 +15,7 @@ from crossmost.runtime.preprocess import (
     normalize,
     prepare,
     repeat_evenly,
+    scatter,
     thin,
 )
 
@@ -293,3 +294,40 @@ def test_repetitions_are_even_and_do_not_depend_on_the_order(seed: int, have: in
 def test_repetitions_do_not_pull_the_cloud_to_one_side() -> None:
     cloud = normalize(np.random.default_rng(0).standard_normal((300, 3)))
     assert np.abs(prepare(cloud, most=1024, least=512).mean(axis=0)).max() < 0.03
+
+
+class TestScatter:
+    """What ball query takes first of a ball stands for all of it."""
+
+    @staticmethod
+    def surface(count: int, seed: int = 0) -> np.ndarray:
+        directions = np.random.default_rng(seed).normal(size=(count, 3))
+        return normalize(directions / np.linalg.norm(directions, axis=1, keepdims=True) * [1.0, 0.7, 0.4])
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 7, 1000, 1597])
+    def test_every_point_stays_once(self, count):
+        points = self.surface(count)
+        found = scatter(points)
+        np.testing.assert_array_equal(np.unique(found, axis=0), np.unique(points, axis=0))
+        assert len(found) == count
+
+    def test_the_order_given_does_not_matter(self):
+        points = self.surface(500)
+        shuffled = points[np.random.default_rng(1).permutation(len(points))]
+        np.testing.assert_array_equal(scatter(shuffled), scatter(points))
+
+    def test_the_first_points_of_a_ball_are_spread_over_it(self):
+        thinned = thin(self.surface(20_000), 5_000)
+        center, radius, few = thinned[1234], 0.3, 32
+
+        def shift(cloud):
+            ball = cloud[np.linalg.norm(cloud - center, axis=1) <= radius]
+            assert len(ball) > 4 * few
+            return np.linalg.norm(ball[:few].mean(axis=0) - ball.mean(axis=0)) / radius
+
+        assert shift(scatter(thinned)) < 0.15 < 0.4 < shift(thinned)
+
+    def test_prepare_scatters_last(self):
+        points = self.surface(900)
+        found = prepare(points, most=300, least=64, scattered=True)
+        np.testing.assert_array_equal(found, scatter(prepare(points, most=300, least=64)))

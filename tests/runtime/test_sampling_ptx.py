@@ -39,12 +39,20 @@ def run(request: pytest.FixtureRequest, ptx_driver: ModuleType) -> Run:
     """Launch the shipped kernels on (B, N, C) points."""
 
     def launch(
-        points: Cloud, groups: int, neighbors: int, *, sizes: list[int] | None = None, ptx: str = ""
+        points: Cloud,
+        groups: int,
+        neighbors: int,
+        radius: float | None = None,
+        *,
+        sizes: list[int] | None = None,
+        ptx: str = "",
     ) -> Sampled:
         driver = ptx_driver.EmulatedDriver()
         batch, count, channels = points.shape
         text = (ptx or ptx_of(request.param)).encode()
-        kernels = SamplingKernels(text, groups=groups, neighbors=neighbors, channels=channels, driver=driver)
+        kernels = SamplingKernels(
+            text, groups=groups, neighbors=neighbors, channels=channels, radius=radius, driver=driver
+        )
 
         def empty(*shape: int) -> int:
             return int(driver.memory.allocate(np.zeros(shape, dtype=np.float32), writable=True))
@@ -73,10 +81,10 @@ def run(request: pytest.FixtureRequest, ptx_driver: ModuleType) -> Run:
     return launch
 
 
-def assert_as_numpy(found: Sampled, clouds: list[Cloud]) -> None:
+def assert_as_numpy(found: Sampled, clouds: list[Cloud], radius: float | None = None) -> None:
     groups, neighbors = found.patches.shape[1:3]
     for index, cloud in enumerate(clouds):
-        expected_patches, expected_centers = group(cloud, groups, neighbors)
+        expected_patches, expected_centers = group(cloud, groups, neighbors, radius)
         np.testing.assert_array_equal(found.indices[index], farthest_point_indices(cloud, groups))
         np.testing.assert_array_equal(found.centers[index], expected_centers)
         np.testing.assert_array_equal(found.patches[index], expected_patches)
@@ -170,14 +178,76 @@ def test_neighbors_in_the_worst_order(run: Run, order: str) -> None:
         assert_as_numpy(run(cloud[None], 4, neighbors), [cloud])
 
 
+BALLS = {
+    "few points, most balls with a place left": (2, 40, 3, 32, 32, 0.5),
+    "one tile": (1, 1024, 3, 33, 64, 0.4),
+    "several tiles, colored": (1, 2500, 6, 18, 64, 0.3),
+    "every point in every ball": (2, 300, 3, 9, 64, 1e3),
+    "as many as a ball may hold, full and not": (1, 2000, 6, 9, 256, 0.8),
+    "no point but the center": (1, 300, 6, 9, 5, 1e-6),
+    "patches of one point": (1, 1100, 3, 5, 1, 0.7),
+    "streamed": (1, 16385, 6, 3, 20, 0.2),
+}
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "channels", "groups", "neighbors", "radius"), BALLS.values(), ids=BALLS
+)
+def test_balls_agree_with_numpy(
+    run: Run, batch: int, count: int, channels: int, groups: int, neighbors: int, radius: float
+) -> None:
+    points = random_clouds(batch, count, channels)
+    assert_as_numpy(run(points, groups, neighbors, radius), list(points), radius)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 600),
+    neighbors=st.integers(1, 64),
+    steps=st.integers(1, 6),
+)
+@FEW
+def test_points_at_the_radius_and_duplicates(
+    run: Run, seed: int, count: int, neighbors: int, steps: int
+) -> None:
+    """On a coarse grid many points lie at the radius, and many are equal."""
+    cloud = (np.random.default_rng(seed).integers(-3, 4, (count, 3)) / 4).astype(np.float32)
+    neighbors = min(neighbors, count)
+    assert_as_numpy(run(cloud[None], min(count, 24), neighbors, steps / 4), [cloud], steps / 4)
+
+
+def test_balls_that_are_full_late_and_early_share_a_block(run: Run) -> None:
+    """Three points far away at the end, each with a ball of its own, between balls that the first points fill."""
+    cloud = np.concatenate([random_clouds(1, 2200)[0] / 100, 5 * np.eye(3, dtype=np.float32)])
+    cloud = cloud.astype(np.float32)
+    assert_as_numpy(run(cloud[None], 8, 64, 0.5), [cloud], 0.5)
+
+
+def test_balls_of_clouds_of_different_sizes(run: Run) -> None:
+    sizes = [16, 17, 255, 1024, 1025, 1100]
+    points = random_clouds(len(sizes), 1100)
+    for row, size in zip(points, sizes, strict=True):
+        row[size:] = np.nan
+    found = run(points, 16, 16, 0.9, sizes=sizes)
+    assert_as_numpy(found, [row[:size] for row, size in zip(points, sizes, strict=True)], 0.9)
+
+
+def test_sizes_that_are_wrong_and_points_that_are_none_lead_balls_nowhere_else(run: Run) -> None:
+    points = random_clouds(4, 64)
+    points[1:3, ::5] = np.nan
+    found = run(points, 8, 40, 0.5, sizes=[-1, 50, 3, 1000])
+    assert_as_numpy(Sampled(*(part[3:] for part in found)), [points[3]], 0.5)
+
+
+@pytest.mark.parametrize("radius", [None, 0.2], ids=["nearest", "balls"])
 @pytest.mark.parametrize("name", ["modelnet40_airplane_bathtub_2048", "lidarnet4_real_512", "infomr69_1024"])
-def test_real_clouds(run: Run, shared_data: Path, name: str) -> None:
+def test_real_clouds(run: Run, shared_data: Path, name: str, radius: float | None) -> None:
     with np.load(shared_data / f"{name}.npz") as archive:
         points = archive["points"]
     clouds = points[:: len(points) // 3][:3].astype(np.float32)
     shuffled = np.random.default_rng(0).permuted(np.arange(clouds.shape[1]))
     clouds = np.ascontiguousarray(clouds[:, shuffled])
-    assert_as_numpy(run(clouds, 64, 32), list(clouds))
+    assert_as_numpy(run(clouds, 64, 32, radius), list(clouds), radius)
 
 
 # The emulator itself: what it is trusted to notice.
@@ -208,10 +278,17 @@ def test_the_emulator_notices_damage(run: Run, pattern: str, replacement: str, c
 
 
 @pytest.mark.parametrize(
-    ("kernel", "barriers", "count", "neighbors"),
-    [("farthest_points_4", 1, 1000, 1), ("group_32", 5, 1500, 32), ("group_64", 5, 1500, 64)],
+    ("kernel", "barriers", "count", "neighbors", "radius"),
+    [
+        ("farthest_points_4", 1, 1000, 1, None),
+        ("group_32", 5, 1500, 32, None),
+        ("group_64", 5, 1500, 64, None),
+        ("group_ball", 3, 1500, 64, 0.5),
+    ],
 )
-def test_no_barrier_is_superfluous(run: Run, kernel: str, barriers: int, count: int, neighbors: int) -> None:
+def test_no_barrier_is_superfluous(
+    run: Run, kernel: str, barriers: int, count: int, neighbors: int, radius: float | None
+) -> None:
     """Nor is the lack of any one of them overlooked."""
     text = ptx_of(80)
     start = text.index(f".entry {kernel}(")
@@ -220,7 +297,7 @@ def test_no_barrier_is_superfluous(run: Run, kernel: str, barriers: int, count: 
     assert len(places) == barriers
     for first, last in places:
         with pytest.raises(Exception, match="race"):
-            run(random_clouds(1, count), 6, neighbors, ptx=text[:first] + text[last:])
+            run(random_clouds(1, count), 6, neighbors, radius, ptx=text[:first] + text[last:])
 
 
 @pytest.mark.parametrize("opcode", ["sub.rn.f32", "setp.lt.f32", "setp.gt.u64"])

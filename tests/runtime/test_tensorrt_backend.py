@@ -112,8 +112,8 @@ def make_clouds(*sizes: int, seed: int = 0) -> list[Any]:
     return [rng.uniform(-1, 1, (size, 3)).astype(np.float32) for size in sizes]
 
 
-def expected(clouds: list[Any], fake_gpu: ModuleType) -> Any:
-    groups = [group(cloud, G, K) for cloud in clouds]
+def expected(clouds: list[Any], fake_gpu: ModuleType, radius: float | None = None) -> Any:
+    groups = [group(cloud, G, K, radius) for cloud in clouds]
     return fake_gpu.encode(np.stack([p for p, _ in groups]), np.stack([c for _, c in groups]))
 
 
@@ -130,6 +130,16 @@ def test_clouds_of_different_sizes_are_embedded_again_and_again(world, fake_gpu)
     assert backend.info()["shapes"] == [{"batch": 6, "points": 600, "cuda_graph": True}]
     backend.close()
     assert world.driver.alive == {}
+
+
+def test_an_encoder_of_balls_gets_balls(world, fake_gpu):
+    world.manifest = replace(world.manifest, encoder=replace(world.manifest.encoder, radius=0.5))
+    world.add()
+    backend, clouds = world.open(), make_clouds(8, 300, 17)
+    balls = expected(clouds, fake_gpu, 0.5)
+    np.testing.assert_allclose(backend.embed(clouds).embedding, balls, atol=1e-6)
+    assert np.abs(balls - expected(clouds, fake_gpu)).max() > 1e-3
+    backend.close()
 
 
 def test_a_shape_is_enqueued_twice_and_from_then_on_one_launch(world):

@@ -4,7 +4,9 @@
 
 Makes the runs of export_parity.py if WORK lacks them, and bundles of them with the int8 encoder, verified on the
 scanned test split. Every way has a process of its own; they take turns, so that whatever else the machine does meets
-all of them. Clouds are sampled from DATA's meshes. `--quick` measures less and writes neither results nor the README.
+all of them. Clouds are sampled from DATA's meshes. What is in
+benchmarks/results/runtime already is not measured again. `--quick` measures less and writes neither results nor the
+README.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from crossmost.data.meshes import read_mesh
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "runtime"
 WORKER, START, SOAK = (HERE / f"runtime_{name}.py" for name in ("worker", "start", "soak"))
-WAYS = ("eager", "fp32", "int8", "torch", "numpy")
+WAYS = ("plain", "eager", "fp32", "int8", "torch", "numpy")
 SETTINGS = (
     ("point-bert-64x32", 2048, 1), ("point-bert-64x32", 8192, 1), ("point-bert-512x32", 8192, 1),
     ("point-bert-64x32", 2048, 8), ("point-bert-512x32", 8192, 4),
@@ -122,7 +125,7 @@ def measure(card: str, points: int, batch: int, turns: int, data: Path, work: Pa
         answers = take_turns(processes, turns)
     totals = {way: np.array([each["seconds"]["total"] for each in answers[way]]) for way in WAYS}
     encode = {way: np.array([each["seconds"]["encode"] for each in answers[way]]) for way in WAYS}
-    classes = {way: [each["top1"] for each in answers[way]] for way in ("eager", "fp32", "int8")}
+    classes = {way: [each["top1"] for each in answers[way]] for way in ("plain", "eager", "fp32", "int8")}
     product = np.minimum(encode["torch"], encode["numpy"])
     manifest = json.loads((bundle / "manifest.json").read_text())
     return {
@@ -130,12 +133,17 @@ def measure(card: str, points: int, batch: int, turns: int, data: Path, work: Pa
         "load_before": round(load, 2),
         "waited": {way: spread([each["waited"] for each in answers[way]]) for way in WAYS},
         "seconds": {way: stage_spreads(answers[way]) for way in WAYS},
-        "faster": {way: spread(totals["eager"] / totals[way]) for way in ("fp32", "int8")},
-        "encoder_over_product": {way: spread(encode[way] / product) for way in ("eager", "fp32", "int8")},
+        "faster": {
+            eager: {way: spread(totals[eager] / totals[way]) for way in ("fp32", "int8")}
+            for eager in ("plain", "eager")
+        },
+        "encoder_over_product": {way: spread(encode[way] / product) for way in ("plain", "eager", "fp32", "int8")},
         "operations": answers["torch"][0]["operations"],
-        "same_top1": {way: float(np.mean(np.equal(classes[way], classes["eager"]))) for way in ("fp32", "int8")},
+        "same_top1": {
+            way: float(np.mean(np.equal(classes[way], classes["plain"]))) for way in ("eager", "fp32", "int8")
+        },
         "preprocessing_share": {
-            way: spread((totals[way] - encode[way]) / totals[way]) for way in ("eager", "fp32", "int8")
+            way: spread((totals[way] - encode[way]) / totals[way]) for way in ("plain", "eager", "fp32", "int8")
         },
         "parity": [check for check in manifest["parity"]["checks"] if check["graph"].startswith("encoder")],
     }  # fmt: skip
@@ -210,11 +218,20 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def keep(name: str, row: dict[str, Any], results: Path) -> None:
-    """Write a result."""
-    results.mkdir(parents=True, exist_ok=True)
-    (results / f"{name}.json").write_text(json.dumps(row, indent=1) + "\n")
-    print(f"{name}: done", file=sys.stderr)
+def keep(name: str, results: Path, measured: Callable[[], dict[str, Any]]) -> None:
+    """Measure and write a result, once."""
+    path = results / f"{name}.json"
+    if not path.is_file():
+        results.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(measured(), indent=1) + "\n")
+        print(f"{name}: done", file=sys.stderr)
+
+
+def soak(predictions: int, data: Path, work: Path) -> dict[str, Any]:
+    """A long loop of predictions in one process."""
+    _, bundle = make_bundle("point-bert-64x32", work, data)
+    clouds = make_clouds(data, 2048, work)
+    return ask([SOAK, bundle, clouds, THREADS, predictions]) | {"machine": machine()}
 
 
 def main() -> None:
@@ -232,16 +249,14 @@ def main() -> None:
     data, work, quick = arguments.data, arguments.work, arguments.quick
     results = work / "runtime-quick" if quick else RESULTS
     for card, points, batch in SETTINGS[:3] if quick else SETTINGS:
-        row = measure(card, points, batch, 5 if quick else 20 // batch + 10, data, work)
-        keep(f"{card}_{points}_{batch}", row, results)
-    keep("scaling", measure_scaling(5 if quick else 31, data, work), results)
-    keep("start", measure_start(3 if quick else 11, data, work), results)
+        turns = 5 if quick else 20 // batch + 10
+        keep(f"{card}_{points}_{batch}", results, partial(measure, card, points, batch, turns, data, work))
+    keep("scaling", results, partial(measure_scaling, 5 if quick else 31, data, work))
+    keep("start", results, partial(measure_start, 3 if quick else 11, data, work))
     if arguments.install:
-        keep("install", measure_install(), results)
+        keep("install", results, measure_install)
     if arguments.soak:
-        _, bundle = make_bundle("point-bert-64x32", work, data)
-        clouds = make_clouds(data, 2048, work)
-        keep("soak", ask([SOAK, bundle, clouds, THREADS, arguments.soak]) | {"machine": machine()}, results)
+        keep("soak", results, partial(soak, arguments.soak, data, work))
     if quick:
         print(table(results))
     else:

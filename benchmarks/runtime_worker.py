@@ -2,9 +2,10 @@
 
     python benchmarks/runtime_worker.py WAY SOURCE CLOUDS BATCH THREADS
 
-Ways: `eager` (SOURCE is a run), `fp32` and `int8` (SOURCE is a bundle), `torch` and `numpy` (a run: the encoder's
-matrix products alone). Each answer is a line of JSON: seconds by stage, and the top-1 classes. A way has a process of
-its own so that its threads, which spin for a while after their work, are asleep while another way is measured.
+Ways: `plain` (SOURCE is a run: the published form of the network in eager PyTorch), `eager` (a run: the trainer's
+own module), `fp32` and `int8` (SOURCE is a bundle), `torch` and `numpy` (a run: the encoder's matrix products alone).
+Each answer is a line of JSON: seconds by stage, and the top-1 classes. A way has a process of its own so that its
+threads, which spin for a while after their work, are asleep while another way is measured.
 """
 
 from __future__ import annotations
@@ -105,6 +106,37 @@ def eager_way(run: Path, threads: int) -> Way:
     return embed
 
 
+def plain_way(run: Path, threads: int) -> Way:
+    """The same weights in the form the field publishes; see plain_point_bert.py."""
+    import torch
+    from plain_point_bert import plain_path
+
+    from crossmost.export.source import load_exportable
+    from crossmost.runtime.preprocess import prepare
+
+    torch.set_num_threads(threads)
+    source = load_exportable(run, None)
+    card = source.encoder.card
+    sample, cut, encode = plain_path(source.encoder.eval(), source.projection)
+
+    @torch.inference_mode()
+    def embed(clouds: Clouds) -> dict[str, Any]:
+        clock = Clock()
+        points = torch.stack(
+            [torch.from_numpy(prepare(cloud, most=card.points, least=card.least)) for cloud in clouds]
+        )
+        clock.stage("normalize")
+        centers = sample(points)
+        clock.stage("FPS")
+        patches = cut(points, centers)
+        clock.stage("grouping")
+        embedding = encode(patches, centers).numpy()
+        clock.stage("encode")
+        return {"seconds": clock.seconds, "top1": source.bank.logits(embedding).argmax(axis=1).tolist()}
+
+    return embed
+
+
 def product_way(library: str, run: Path, batch: int, threads: int) -> Way:
     """The encoder's matrix products and nothing else, each with memory that is there already."""
     import torch
@@ -177,12 +209,15 @@ def serve(way: Way, clouds: NDArray[np.float32], batch: int) -> None:
         print(json.dumps(answer | {"waited": waited() - before}), flush=True)
 
 
+EAGER = {"plain": plain_way, "eager": eager_way}
+
+
 def main() -> None:
     name, source, clouds, batch, threads = sys.argv[1:]
     if name in GRAPHS:
         way = runtime_way(name, Path(source), int(threads))
-    elif name == "eager":
-        way = eager_way(Path(source), int(threads))
+    elif name in EAGER:
+        way = EAGER[name](Path(source), int(threads))
     else:
         way = product_way(name, Path(source), int(batch), int(threads))
     serve(way, np.load(clouds), int(batch))

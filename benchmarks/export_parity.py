@@ -29,7 +29,7 @@ from pairs import prepare
 from tables import write_between
 
 from crossmost.checkpoints.base import load_base, save_base
-from crossmost.models.point_bert import load_point_card
+from crossmost.models.point_cards import load_point_card
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "export"

@@ -23,6 +23,8 @@ from crossmost.runtime.recording import is_recording, read_recording
 
 AT_ONCE = 16
 """Clouds a call: enough for the encoder, few enough for the first answers to come soon."""
+DATASET_UP = "z"
+"""What points up in a dataset's clouds, whatever it is in their files."""
 T = TypeVar("T")
 
 
@@ -50,12 +52,14 @@ def predict(
     Raises:
         InputError: nothing that can be classified.
     """
-    with Classifier.load(bundle, backend=backend, threads=threads) as classifier:
+    recorded = is_recording(path)
+    up_axis = reading.up_axis if recorded else DATASET_UP
+    with Classifier.load(bundle, backend=backend, threads=threads, up_axis=up_axis) as classifier:
         if classes is not None:
             classifier.set_classes(classes)
         bad: dict[str, str] = {}
         answered = 0
-        if is_recording(path):
+        if recorded:
             clouds = messages(path, topic, bad)
         else:
             clouds = readable(open_whole(bundle, path, reading, split, topic), bad)
@@ -150,7 +154,7 @@ def embed(model: Path, paths: Sequence[Path], out: Path, reading: Reading, *, th
     if (model / MANIFEST).is_file():
         datasets = [open_whole(model, path, reading) for path in paths]
         clouds = (dataset.load(index) for dataset in datasets for index in range(len(dataset)))
-        with Classifier.load(model, threads=threads) as classifier:
+        with Classifier.load(model, threads=threads, up_axis=DATASET_UP) as classifier:
             rows = np.concatenate([classifier.embed(part) for part in parts(clouds)])
     else:
         from crossmost.workflows import embed_clouds

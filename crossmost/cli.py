@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from crossmost.commands import exporting, looking, running, training
+from crossmost.commands import converting, exporting, looking, running, training, vocabulary, zoo
 from crossmost.commands.app import app
 
-__all__ = ["app", "exporting", "looking", "main", "running", "training"]
+__all__ = ["app", "converting", "exporting", "looking", "main", "running", "training", "vocabulary", "zoo"]
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     recipe: Recipe = "crossmost"
-    mode: Mode = "joint"
+    mode: Mode = Field("joint", description="where none is given: point-only for a base without images")
     seed: int = Field(0, ge=0)
 
     # Schedule (METHOD 2.1)
@@ -163,6 +163,26 @@ def make_config(options: Mapping[str, Any]) -> TrainConfig:
         raise InputError(explain_options(error)) from error
 
 
+def fit_to_base(config: TrainConfig, *, images: bool) -> TrainConfig:
+    """The configuration as the base can be trained: where no mode was asked for, what there is of branches.
+
+    Args:
+        config: the run's options.
+        images: whether the base has an image branch.
+
+    Raises:
+        InputError: a mode was asked for that needs the image branch which the base lacks.
+    """
+    if images or config.mode == "point-only":
+        return config
+    if "mode" in config.model_fields_set:
+        raise InputError(
+            f"mode={config.mode}: this base has no image branch; convert it again with --image, "
+            "or --set mode=point-only"
+        )
+    return config.model_copy(update={"mode": "point-only"})
+
+
 def explain_options(error: ValidationError) -> str:
     """The first problem of some options, in one line."""
     first = error.errors()[0]
@@ -178,7 +198,7 @@ def read_options(path: Path) -> dict[str, Any]:
         InputError: no such file, or it holds no mapping.
     """
     try:
-        options = yaml.safe_load(path.read_text())
+        options = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: expected a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):

@@ -50,7 +50,9 @@ class RunProgress:
 
     def batch(self, figures: dict[str, Any]) -> None:
         """Advance by one batch."""
-        text = f"loss {figures['loss']:.3f}  kept {figures['kept']:.0%}  agree {figures['agreement']:.0%}"
+        text = f"loss {figures['loss']:.3f}  kept {figures['kept']:.0%}"
+        if "agreement" in figures:
+            text += f"  agree {figures['agreement']:.0%}"
         self.bar.update(self.task, advance=1, figures=text)
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -63,7 +65,9 @@ class RunProgress:
         line = f"{where:<10} {time.monotonic() - self.started:6.0f} s"
         if "loss" in record:
             line += f"  loss {record['loss']:.3f}"
-        line += f"  kept {record['watched/kept']:.0%}  branches agree {record['watched/agreement']:.0%}"
+        line += f"  kept {record['watched/kept']:.0%}"
+        if record["watched/agreement"] is not None:
+            line += f"  branches agree {record['watched/agreement']:.0%}"
         if "churn" in record:
             line += f"  labels changed {record['churn']:.1%}"
         self.console.print(line, highlight=False, soft_wrap=True)

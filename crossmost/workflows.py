@@ -18,7 +18,7 @@ from crossmost.adaptation.pretrain import pretrain as align
 from crossmost.checkpoints.atomic import json_line, write_json_atomic
 from crossmost.checkpoints.base import Architecture, load_base, save_base
 from crossmost.checkpoints.run import BASE, CLASSES, EVALUATION, Run, is_run, load_run
-from crossmost.config import TrainConfig
+from crossmost.config import TrainConfig, fit_to_base
 from crossmost.data.dataset import CloudDataset, open_dataset
 from crossmost.data.reading import Reading
 from crossmost.data.views import contact_sheet, render_views
@@ -27,7 +27,7 @@ from crossmost.evaluation.evaluate import Evaluation, evaluate_run
 from crossmost.evaluation.report import check_report_extra
 from crossmost.evaluation.run_report import write_run_report
 from crossmost.models.image_tower import ImageCard
-from crossmost.models.point_bert import PointCard, list_point_cards, load_point_card
+from crossmost.models.point_cards import PointCard, list_point_cards, load_point_card
 from crossmost.models.student import DualEncoder, embed_points
 from crossmost.progress import RunProgress
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
@@ -68,16 +68,17 @@ class Words:
         return embed_classes(names, clip=clip, weights=clip_weights, templates=PROMPTS, spaces=self.spaces)
 
     def tower(self, text_tag: str | None) -> tuple[str, str | None]:
-        """The text tower's open_clip name and weights: what was given, or what the base was aligned with.
+        """The text tower's name and weights: what was given, or the tag of what the base was aligned with.
 
         Raises:
             InputError: neither.
         """
-        name, _, weights = (text_tag or "").partition("/")
-        clip = self.clip or name
+        clip = self.clip or text_tag
         if not clip:
             raise InputError("expected a text tower for the class names: give --clip and --clip-weights")
-        return clip, self.clip_weights or weights or None
+        if text_tag and clip == text_tag.partition("/")[0] and self.clip_weights is None:
+            return text_tag, None
+        return clip, self.clip_weights
 
 
 def start_training(
@@ -94,6 +95,7 @@ def start_training(
 ) -> Evaluation:
     """Adapt, evaluate, report."""
     _, architecture = load_base(base)
+    config = config_for(architecture, config)
     clouds = training_clouds(reading, data, architecture.point, split)
     vocabulary = words.load(architecture.text)
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
@@ -121,6 +123,18 @@ def resume_training(
     with run_progress(clouds, config, out, runs.batches_done(out, clouds, config), tensorboard) as progress:
         runs.resume(clouds, out, on_batch=progress.batch, on_epoch=progress.epoch)
     return _finish(load_run(out), clouds, shown)
+
+
+def config_for(architecture: Architecture, config: TrainConfig) -> TrainConfig:
+    """The options as the base can be trained; says where that is not what they would have meant.
+
+    Raises:
+        InputError: they ask for an image branch, which the base lacks.
+    """
+    fitting = fit_to_base(config, images=architecture.image is not None)
+    if fitting.mode != config.mode:
+        typer.echo("this base has no image branch: training mode=point-only", err=True)
+    return fitting
 
 
 def training_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
@@ -189,6 +203,8 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     lines = [f"top-1 on {n} clouds ({evaluation.split})    zero-shot   adapted"]
     for branch, before in found["zero_shot"].items():
         after = found["adapted"][branch]
+        if before is None:  # no image branch
+            continue
         lines.append(f"  {branch:<27} {before:9.1%} {after:9.1%}   {100 * (after - before):+.1f} points")
     return lines
 
@@ -295,7 +311,7 @@ def caption_of_each(clouds: CloudDataset, captions: Path | None) -> list[str]:
             )
         return [clouds.class_names[label] for label in clouds.labels]
     try:
-        by_id = json.loads(captions.read_text())
+        by_id = json.loads(captions.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{captions}: expected a JSON object of cloud id to caption: {error}") from error
     if not isinstance(by_id, dict):

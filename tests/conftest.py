@@ -31,6 +31,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_layouts() -> Path:
+    """The folder of key lists of published checkpoints; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("CROSSMOST_LAYOUTS", Path(__file__).parents[2] / "shared" / "layouts"))
+    if not (folder / "ulip_pointbert.json").is_file():
+        pytest.skip("layouts are not here: set CROSSMOST_LAYOUTS to their folder")
+    return folder
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -86,9 +95,9 @@ def tiny_architecture() -> Architecture:
     """Encoders of a few thousand parameters."""
     from crossmost.checkpoints.base import Architecture
     from crossmost.models.image_tower import ImageCard
-    from crossmost.models.point_bert import PointCard
+    from crossmost.models.point_cards import PointBertCard
 
-    point = PointCard(
+    point = PointBertCard(
         name="test", points=64, groups=8, neighbors=4, channels=3, token_widths=(8, 8, 8, 8), width=16, depth=1,
         heads=2, learning_rate=1e-2,
     )  # fmt: skip
@@ -148,6 +157,20 @@ def tiny_base(
     )
     save_base(folder / "base.safetensors", model, tiny_architecture, {})
     return folder / "base.safetensors"
+
+
+@pytest.fixture(scope="session")
+def points_base(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """The file of the same base as its point branch alone."""
+    from crossmost.checkpoints.base import load_base, save_base
+    from crossmost.models.student import DualEncoder
+
+    model, architecture = load_base(tiny_base)
+    points = DualEncoder(architecture.point, None, architecture.dim)
+    points.load_state_dict({name: model.state_dict()[name] for name in points.state_dict()})
+    path = tmp_path_factory.mktemp("points") / "points.safetensors"
+    save_base(path, points, architecture._replace(image=None), {})
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ from torch import Tensor
 from crossmost.checkpoints.store import load_weights, save_weights
 from crossmost.errors import InputError
 from crossmost.models.image_tower import ImageCard
-from crossmost.models.point_bert import PointCard
+from crossmost.models.point_cards import PointCard, read_point_card
 from crossmost.models.student import DualEncoder
+from crossmost.runtime.text_tags import explain_other_model, remedy
 from crossmost.runtime.vocabulary import Vocabulary
 
 FORMAT = "crossmost-base/1"
@@ -24,7 +25,7 @@ class Architecture(NamedTuple):
     """What must be known to build the networks around a set of weights."""
 
     point: PointCard
-    image: ImageCard
+    image: ImageCard | None  # None: the point branch is all there is
     dim: int  # D
     text: str  # tag of the text model the base is aligned with
 
@@ -33,7 +34,7 @@ def describe(architecture: Architecture) -> dict[str, str]:
     """The architecture as metadata of a safetensors file."""
     return {
         "point_card": architecture.point.model_dump_json(),
-        "image_card": json.dumps(asdict(architecture.image)),
+        "image_card": json.dumps(None if architecture.image is None else asdict(architecture.image)),
         "dim": str(architecture.dim),
         "text": architecture.text,
     }
@@ -54,9 +55,10 @@ def read_architecture(metadata: Mapping[str, str], source: Path, expected: str) 
     if found != expected:
         raise InputError(f"{source}: expected a file of format {expected}, found {found}")
     try:
+        image = json.loads(metadata["image_card"])
         return Architecture(
-            PointCard.model_validate_json(metadata["point_card"]),
-            ImageCard(**json.loads(metadata["image_card"])),
+            read_point_card(json.loads(metadata["point_card"])),
+            None if image is None else ImageCard(**image),
             int(metadata["dim"]),
             metadata["text"],
         )
@@ -64,17 +66,21 @@ def read_architecture(metadata: Mapping[str, str], source: Path, expected: str) 
         raise InputError(f"{source}: its description of the architecture cannot be read: {error}") from error
 
 
-def check_width(vocabulary: Vocabulary, architecture: Architecture) -> None:
-    """Refuse text embeddings of another width than the base's.
+def check_text_model(vocabulary: Vocabulary, architecture: Architecture) -> None:
+    """Refuse text embeddings of another model than the one that a base was aligned with, as far as tags tell.
 
     Raises:
-        InputError: says which text model the base was aligned with.
+        InputError: another width, or another model of the same width; says which one it should be.
     """
+    expected, found = architecture.text, vocabulary.tag
     if vocabulary.dim != architecture.dim:
         raise InputError(
-            f"expected text embeddings of {architecture.dim} numbers for this base ({architecture.text}), "
-            f"found {vocabulary.dim} ({vocabulary.tag or 'no tag'}): use the text tower the base was aligned with"
+            f"expected text embeddings of {architecture.dim} numbers for this base ({expected}), "
+            f"found {vocabulary.dim} ({found or 'no tag'}): {remedy(expected)}"
         )
+    problem = explain_other_model("this base", expected, found, architecture.dim)
+    if problem:
+        raise InputError(problem)
 
 
 def fill_weights(model: DualEncoder, tensors: Mapping[str, Tensor], source: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crossmost.checkpoints.base import (
     Architecture,
-    check_width,
+    check_text_model,
     describe,
     fill_weights,
     load_base,
@@ -57,9 +57,9 @@ def build_student(
     """The zero-shot classifier: a base with class names.
 
     Raises:
-        InputError: the vocabulary's width is not the base's.
+        InputError: the vocabulary is of another text model than the base.
     """
-    check_width(vocabulary, architecture)
+    check_text_model(vocabulary, architecture)
     generator_state = torch.get_rng_state()
     torch.manual_seed(config.seed)  # Q of METHOD 1.9 is drawn here
     student = Student(
@@ -116,7 +116,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         InputError: the note is missing or damaged.
     """
     try:
-        found: dict[str, Any] = json.loads((folder / PROVENANCE).read_text())
+        found: dict[str, Any] = json.loads((folder / PROVENANCE).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / PROVENANCE}: expected the run's {PROVENANCE}: {error}") from error
     return found

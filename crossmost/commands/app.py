@@ -14,6 +14,8 @@ from crossmost.errors import InputError, WorkFailed
 
 ORDER = (
     "demo",
+    "zoo",
+    "convert",
     "train",
     "eval",
     "export",
@@ -23,6 +25,7 @@ ORDER = (
     "render",
     "bench",
     "doctor",
+    "vocabulary",
     "pretrain",
 )
 
@@ -52,6 +55,7 @@ EXTRAS = {
         "open_clip",
         "timm",
         "safetensors",
+        "huggingface_hub",
         "pydantic",
         "yaml",
         "rich",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crossmost.commands.app import command
-from crossmost.commands.options import Json
+from crossmost.commands.options import Json, find_base
 from crossmost.errors import InputError
 
 VERIFICATION, ENGINES, NAMES = "Verification", "TensorRT engines", "Class names of a base, and the text tower"
@@ -25,7 +25,10 @@ VERIFICATION, ENGINES, NAMES = "Verification", "TensorRT engines", "Class names 
     "A gate of the verification that fails is exit 1, and leaves no bundle."
 )
 def export(
-    model: Annotated[Path, typer.Argument(help="Folder made by `crossmost train`, or a base .safetensors.")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Folder made by `crossmost train`, a base .safetensors, or a name of `zoo`."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, typed in the graphs.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16; runs on recent GPUs only.")] = False,
@@ -153,7 +156,7 @@ def export(
         parse_profile(points) if points else None,
     )
     export_bundle(
-        model,
+        find_base(model),
         out,
         workflows.Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights),
         workflows.Reading(up_axis=up_axis, columns=columns, color=color),

@@ -29,3 +29,10 @@ ClipWeights = Annotated[str | None, typer.Option(help="Its weights: an open_clip
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read and augment.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def find_base(path: Path) -> Path:
+    """What a path or the name of a public encoder means; see `crossmost.zoo.resolve`."""
+    from crossmost.zoo import resolve
+
+    return resolve(path, lambda line: typer.echo(line, err=True))

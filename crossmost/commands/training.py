@@ -21,6 +21,7 @@ from crossmost.commands.options import (
     UpAxis,
     VocabularyFile,
     Workers,
+    find_base,
 )
 from crossmost.errors import InputError
 
@@ -44,7 +45,9 @@ def train(
     data: Annotated[
         Path | None, typer.Argument(help="Unlabelled clouds: a folder, .h5 files, or one .npz.")
     ] = None,
-    base: Annotated[Path | None, typer.Option(help="What training starts from: a base .safetensors.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="What training starts from: a base .safetensors, or a name of `zoo`.")
+    ] = None,
     classes: Classes = None,
     vocabulary: VocabularyFile = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
@@ -55,7 +58,11 @@ def train(
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="crossmost (default) or reference.")] = None,
     mode: Annotated[
-        str | None, typer.Option(help="joint (default), separate, point-only, image-only, agreement.")
+        str | None,
+        typer.Option(
+            help="joint (default), separate, point-only (default where the base has no image branch), image-only, "
+            "agreement."
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn.")] = None,
@@ -103,7 +110,7 @@ def train(
         spaces=settings.recipe == "crossmost",  # the published code keeps the underscores
     )
     workflows.start_training(
-        data, base, words, settings, out, reading, split=split, test=test, tensorboard=tensorboard
+        data, find_base(base), words, settings, out, reading, split=split, test=test, tensorboard=tensorboard
     )
 
 

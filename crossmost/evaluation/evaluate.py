@@ -19,7 +19,8 @@ from crossmost.errors import InputError
 from crossmost.evaluation.metrics import BranchMetrics, both_branches, branch_metrics, softmax
 from crossmost.models.student import Student
 
-Posteriors = dict[str, NDArray[np.float64]]  # branch -> (n, C)
+BRANCHES = ("point", "image", "both")
+Posteriors = dict[str, NDArray[np.float64]]  # branch -> (n, C), of the branches there are
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,16 @@ class Evaluation:
         return {branch: branch_metrics(p, self.labels, self.names) for branch, p in posteriors.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """What `crossmost eval --json` prints."""
+        """What `crossmost eval --json` prints; None for the branches that do not exist."""
         found: dict[str, Any] = {"n": len(self.index), "split": self.split}
         if self.labels is not None:
-            before, after = self.metrics(self.before), self.metrics(self.after)
-            found["zero_shot"] = {branch: metrics.top1 for branch, metrics in before.items()}
-            found["adapted"] = {branch: metrics.top1 for branch, metrics in after.items()}
+            moments = {"zero_shot": self.metrics(self.before), "adapted": self.metrics(self.after)}
+            absent = dict.fromkeys(BRANCHES)
+            for moment, metrics in moments.items():
+                found[moment] = absent | {branch: each.top1 for branch, each in metrics.items()}
             found["details"] = {
-                "zero_shot": {branch: metrics.to_dict() for branch, metrics in before.items()},
-                "adapted": {branch: metrics.to_dict() for branch, metrics in after.items()},
+                moment: absent | {branch: each.to_dict() for branch, each in metrics.items()}
+                for moment, metrics in moments.items()
             }
         return found
 
@@ -82,12 +84,14 @@ def posteriors(
         workers: processes that read.
 
     Returns:
-        (n,) positions in the dataset, and branch to (n, C): "point", "image" and "both".
+        (n,) positions in the dataset, and branch to (n, C): "point", and with an image branch "image" and "both".
     """
     place = choose_device(device)
-    samples = PlainSamples(clouds, image_size=model.image_tower.size, views=views)
+    samples = PlainSamples(clouds, image_size=model.image_size, views=views)
     diagnosis = diagnose(model.to(place), plain_batches(samples, 64, workers), place)
     point = softmax(diagnosis.point.numpy() / temperatures[0])
+    if diagnosis.image is None:
+        return diagnosis.indices.numpy(), {"point": point}
     image = softmax(diagnosis.image.numpy() / temperatures[1])
     return diagnosis.indices.numpy(), {"point": point, "image": image, "both": both_branches(point, image)}
 

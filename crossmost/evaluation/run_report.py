@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.checkpoints.base import Architecture
 from crossmost.checkpoints.run import METRICS, REPORT, Run, read_provenance
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.views import render_views
@@ -56,7 +57,7 @@ def write_run_report(
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl, under the names the report uses."""
-    lines = (folder / METRICS).read_text().splitlines()
+    lines = (folder / METRICS).read_text("utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     for record in records:
         record["kept"], record["agreement"] = record["watched/kept"], record["watched/agreement"]
@@ -73,7 +74,7 @@ def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> l
         ("Trained on", f"{made['data']}, split {made['split']}, {made['clouds']} clouds, without labels"),
         ("Base", f"{made['base']} (sha256 {made['base_sha256'][:12]})"),
         ("Text embeddings", run.vocabulary.tag or "no tag"),
-        ("Encoder", f"{run.architecture.point.name}, {run.architecture.point.points} points"),
+        ("Encoder", encoder_row(run.architecture)),
         ("Recipe, mode, seed", f"{run.config.recipe}, {run.config.mode}, {run.config.seed}"),
         (
             "Checkpoint",
@@ -81,6 +82,12 @@ def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> l
         ),
         ("crossmost", made["crossmost"]),
     ]
+
+
+def encoder_row(architecture: Architecture) -> str:
+    """The point encoder, and that there is nothing else where there is not."""
+    point = f"{architecture.point.name}, {architecture.point.points} points"
+    return point if architecture.image else f"{point}; the base has no image branch"
 
 
 def warnings(run: Run, clouds: CloudDataset) -> list[str]:

@@ -1,0 +1,64 @@
+"""`convert`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossmost.commands.app import command
+from crossmost.commands.options import Json
+
+
+class Network(str, Enum):
+    """Which network of a self-training."""
+
+    student = "student"
+    teacher = "teacher"
+
+
+@command(
+    epilog="Example: `crossmost convert checkpoint_pointbert.pt --to ulip.safetensors`\n\n"
+    "Known: the Point-BERT encoders of ULIP, ULIP-2, Cross-MoST and OpenShape, and Uni3D in all sizes. Nothing in the "
+    "file is executed."
+)
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A published checkpoint: .pt, .pth, .bin or .safetensors.")
+    ],
+    to: Annotated[Path, typer.Option(help="The base to write, .safetensors.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--as", help="Card of its encoder, where the weights cannot tell: crossmost-pointbert."),
+    ] = None,
+    network: Annotated[Network, typer.Option(help="Which one of a self-training.")] = Network.student,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="Image tower: keep or none, of the file; or weights (tag or file) of the CLIP it is aligned with."
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Names of the trained class vectors: a file, or 'mug,bowl'. Kept as .classes.npz."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file in --to.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a base of a published checkpoint."""
+    from crossmost.checkpoints.atomic import json_line
+    from crossmost.checkpoints.convert import convert_checkpoint
+    from crossmost.models.text_tower import read_class_names
+
+    made = convert_checkpoint(
+        checkpoint,
+        to,
+        name=name,
+        network=network.value,
+        image=image,
+        classes=read_class_names(classes) if classes else None,
+        overwrite=overwrite,
+    )
+    typer.echo(json_line(made.to_dict()) if as_json else "\n".join(made.lines()))

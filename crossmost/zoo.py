@@ -1,0 +1,206 @@
+"""A base of each public point encoder: found by its name, made from the published file once, and kept.
+
+What there is: `crossmost.zoo_models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from crossmost.errors import InputError, WorkFailed
+from crossmost.zoo_models import HubFile, Model, PageFile, find, list_models
+
+__all__ = ["Model", "base_path", "download_path", "facts", "fetch", "find", "list_models", "resolve"]
+
+Say = Callable[[str], None]
+
+
+def facts(model: Model) -> dict[str, Any]:
+    """Everything about a public encoder in JSON types, its card's conventions and the base in the cache among it."""
+    card = model.card
+    base = base_path(model.name)
+    own = asdict(model)
+    own["file"] = {"name": model.file.name, "url": model.file.url, **own["file"]}
+    conventions = {
+        "points": card.points,
+        "groups": card.groups,
+        "neighbors": card.neighbors,
+        "radius": card.radius,
+        "channels": card.channels,
+        "color_filler": card.color_filler if card.channels == 6 else None,
+        "up_axis": card.up_axis,
+    }
+    return {
+        **own,
+        "card": card.name,
+        "conventions": conventions,
+        "base": str(base) if base.is_file() else None,
+    }
+
+
+def resolve(base: Path, say: Say = lambda _: None) -> Path:
+    """What the user means by a base: a path that exists, or the name of a public encoder, which is fetched.
+
+    Args:
+        base: as it was given; anything with a folder or a suffix is a path, whether or not it exists.
+        say: told what takes a while.
+
+    Raises:
+        InputError: neither path nor name.
+        WorkFailed: it cannot be fetched.
+    """
+    if base.exists() or len(base.parts) != 1 or base.suffix:
+        return base
+    try:
+        model = find(base.name)
+    except InputError as error:
+        raise InputError(f"{base}: nothing there, and {error}") from error
+    return fetch(model.name, say)
+
+
+def fetch(name: str, say: Say = lambda _: None) -> Path:
+    """The base of a public encoder: the one in the cache, or made from the published file, once.
+
+    Processes that want the same one at the same time wait for the first.
+
+    Args:
+        name: of the encoder.
+        say: told what takes a while.
+
+    Raises:
+        InputError: no such encoder, a file that is not the published one, or one that a person has to download.
+        WorkFailed: it cannot be downloaded or written; the message names the file and where to put it.
+    """
+    model = find(name)
+    base = base_path(name)
+    if base.is_file():
+        return base
+    with _alone(base):
+        if base.is_file():
+            return base
+        checkpoint = _placed(model) or _download(model, say)
+        _check(model, checkpoint)
+        from crossmost.checkpoints.convert import convert_checkpoint
+
+        say(f"converting {checkpoint}")
+        convert_checkpoint(checkpoint, base, name=name)
+    return base
+
+
+def base_path(name: str) -> Path:
+    """Where the base of a public encoder is kept, whether or not it is there.
+
+    Raises:
+        WorkFailed: this machine has no place for it.
+    """
+    return _cache() / "bases" / f"{name}.safetensors"
+
+
+def download_path(model: Model) -> Path:
+    """Where a checkpoint that a person downloaded is looked for.
+
+    Raises:
+        WorkFailed: this machine has no place for it.
+    """
+    return _cache() / "downloads" / model.name / model.file.name
+
+
+def _cache() -> Path:
+    from crossmost.runtime.engine_cache import cache_root
+
+    root = cache_root()
+    if root is None:
+        raise WorkFailed("this user has no folder for caches: set CROSSMOST_CACHE to one")
+    return root
+
+
+@contextmanager
+def _alone(base: Path) -> Iterator[None]:
+    """Keep other processes that want the same base waiting."""
+    from filelock import FileLock
+
+    from crossmost.checkpoints.atomic import failing_as_work
+
+    with failing_as_work(f"cannot write to {base.parent}", "set CROSSMOST_CACHE to another folder"):
+        base.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(base.with_name(f".{base.stem}.lock"))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _placed(model: Model) -> Path | None:
+    """The checkpoint that a person put into the cache, if there is one.
+
+    Raises:
+        InputError: there is none, and only a person can download it.
+    """
+    placed = download_path(model)
+    if placed.is_file():
+        return placed
+    if isinstance(model.file, PageFile):
+        raise InputError(f"{model.name} has to be downloaded by hand: {_by_hand(model)}")
+    return None
+
+
+def _download(model: Model, say: Say) -> Path:
+    """The checkpoint in Hugging Face's own cache, downloaded if it is not there yet.
+
+    Raises:
+        WorkFailed: it is not there and cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download
+
+    file = model.file
+    assert isinstance(file, HubFile)
+    say(f"fetching {file.url}")
+    try:
+        with _silent_hub():
+            found = hf_hub_download(file.repo, file.path, repo_type=file.kind, revision=file.revision)
+    except Exception as error:  # each version of the library lets others of its network layer through
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise WorkFailed(
+            f"cannot fetch {model.name}: {reason}; without a network, {_by_hand(model)}"
+        ) from error
+    return Path(found)
+
+
+@contextmanager
+def _silent_hub() -> Iterator[None]:
+    """Leave out the library's warnings of each try: the last one is the error."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _by_hand(model: Model) -> str:
+    return f"download {model.file.url} and put it at {download_path(model)}; it is found there and converted"
+
+
+def _check(model: Model, checkpoint: Path) -> None:
+    """Refuse a file that is not the published one.
+
+    Raises:
+        InputError: another sha256 than the one that is publicly known.
+    """
+    from crossmost.runtime.manifest import hash_file
+
+    if model.sha256 is None:
+        return
+    found = hash_file(checkpoint).sha256
+    if found != model.sha256:
+        raise InputError(
+            f"{checkpoint} is not the published {model.name}: expected sha256 {model.sha256}, found {found}: "
+            "delete it, or convert it as it is with `crossmost convert`"
+        )

@@ -15,10 +15,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from crossmost.export.source import Exportable
+
+    Steps = tuple[
+        Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]
+    ]
 
 Clouds = list[NDArray[np.float32]]
 Way = Callable[[Clouds], dict[str, Any]]
@@ -74,50 +83,48 @@ def runtime_way(precision: str, bundle: Path, threads: int) -> Way:
 
 
 def eager_way(run: Path, threads: int) -> Way:
-    """The same weights in torch, with FPS as a loop."""
-    import torch
-
-    from crossmost.export.source import load_exportable
+    """The same weights in torch, in the trainer's own module, with FPS as a loop."""
     from crossmost.models.grouping import farthest_point_indices, gather_points, nearest_indices
     from crossmost.models.student import unit
-    from crossmost.runtime.preprocess import prepare
 
-    torch.set_num_threads(threads)
-    source = load_exportable(run, None)
-    encoder, card = source.encoder.eval(), source.encoder.card
+    def steps(source: Exportable) -> Steps:
+        encoder, card = source.encoder, source.encoder.card
 
-    @torch.inference_mode()
-    def embed(clouds: Clouds) -> dict[str, Any]:
-        clock = Clock()
-        points = torch.stack(
-            [torch.from_numpy(prepare(cloud, most=card.points, least=card.least)) for cloud in clouds]
-        )
-        clock.stage("normalize")
         # `crossmost.models.grouping.group`, step by step.
-        centers = gather_points(points[..., :3], farthest_point_indices(points, card.groups))
-        clock.stage("FPS")
-        patches = gather_points(points, nearest_indices(points, centers, card.neighbors))
-        patches = torch.cat([patches[..., :3] - centers[:, :, None], patches[..., 3:]], dim=-1)
-        clock.stage("grouping")
-        embedding = unit(encoder(patches, centers).feature @ source.projection).numpy()
-        clock.stage("encode")
-        return {"seconds": clock.seconds, "top1": source.bank.logits(embedding).argmax(axis=1).tolist()}
+        def sample(points: Tensor) -> Tensor:
+            return gather_points(points[..., :3], farthest_point_indices(points, card.groups))
 
-    return embed
+        def cut(points: Tensor, centers: Tensor) -> Tensor:
+            return (
+                gather_points(points, nearest_indices(points, centers, card.neighbors)) - centers[:, :, None]
+            )
+
+        def encode(patches: Tensor, centers: Tensor) -> Tensor:
+            return unit(encoder(patches, centers).feature @ source.projection)
+
+        return sample, cut, encode
+
+    return torch_way(run, threads, steps)
 
 
 def plain_way(run: Path, threads: int) -> Way:
     """The same weights in the form the field publishes; see plain_point_bert.py."""
-    import torch
     from plain_point_bert import plain_path
+
+    return torch_way(run, threads, lambda source: plain_path(source.encoder, source.projection))
+
+
+def torch_way(run: Path, threads: int, steps: Callable[[Exportable], Steps]) -> Way:
+    """Sampling, grouping and encoding in torch, behind the runtime's normalisation."""
+    import torch
 
     from crossmost.export.source import load_exportable
     from crossmost.runtime.preprocess import prepare
 
     torch.set_num_threads(threads)
     source = load_exportable(run, None)
-    card = source.encoder.card
-    sample, cut, encode = plain_path(source.encoder.eval(), source.projection)
+    card = source.encoder.eval().card
+    sample, cut, encode = steps(source)
 
     @torch.inference_mode()
     def embed(clouds: Clouds) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def embed(model: Path, paths: Sequence[Path], out: Path, reading: Reading, *, th
     """Write the embeddings of all clouds, in their order: (N, D) float32 unit rows.
 
     Args:
-        model: a bundle, a run or a base.
+        model: a bundle, a run, a base, or the name of a public encoder, which is fetched.
         paths: of clouds.
         out: the .npy to write.
         reading: how the clouds are read.
@@ -151,6 +151,9 @@ def embed(model: Path, paths: Sequence[Path], out: Path, reading: Reading, *, th
     """
     if out.suffix != ".npy":
         raise InputError(f"expected a .npy to write, found {out}")
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None:
+        raise InputError(f"{missing}: expected a folder or file of clouds, found nothing there")
     if (model / MANIFEST).is_file():
         datasets = [open_whole(model, path, reading) for path in paths]
         clouds = (dataset.load(index) for dataset in datasets for index in range(len(dataset)))
@@ -158,8 +161,10 @@ def embed(model: Path, paths: Sequence[Path], out: Path, reading: Reading, *, th
             rows = np.concatenate([classifier.embed(part) for part in parts(clouds)])
     else:
         from crossmost.workflows import embed_clouds
+        from crossmost.zoo import resolve
 
-        rows = embed_clouds(model, paths, reading)
+        base = resolve(model, lambda line: typer.echo(line, err=True))
+        rows = embed_clouds(base, paths, reading)
     with replacing(out) as partial, partial.open("wb") as file:
         np.save(file, rows)
         sync(file)

@@ -16,7 +16,13 @@ from crossmost.adaptation import run as runs
 from crossmost.adaptation.pretrain import PretrainConfig
 from crossmost.adaptation.pretrain import pretrain as align
 from crossmost.checkpoints.atomic import json_line, write_json_atomic
-from crossmost.checkpoints.base import Architecture, load_base, save_base
+from crossmost.checkpoints.base import (
+    Architecture,
+    check_text_model,
+    load_architecture,
+    load_base,
+    save_base,
+)
 from crossmost.checkpoints.run import BASE, CLASSES, EVALUATION, Run, is_run, load_run
 from crossmost.config import TrainConfig, fit_to_base
 from crossmost.data.dataset import CloudDataset, open_dataset
@@ -30,6 +36,7 @@ from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_cards import PointCard, list_point_cards, load_point_card
 from crossmost.models.student import DualEncoder, embed_points
 from crossmost.progress import RunProgress
+from crossmost.runtime.class_bank import ClassBank, load_class_bank
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 
 
@@ -53,19 +60,41 @@ class Words:
         Raises:
             InputError: no names, no text tower, or both ways at once.
         """
-        if self.classes and self.vocabulary:
-            raise InputError("expected --classes or --vocabulary, found both")
-        if self.vocabulary:
-            return load_vocabulary(self.vocabulary)
+        if self.ready_made:
+            return load_vocabulary(self.ready_made)
         from crossmost.models.text_tower import PROMPTS, embed_classes, read_class_names
 
-        if self.classes and self.classes.endswith(".npz"):
-            return load_vocabulary(Path(self.classes))
         if self.classes is None and captions is None:
             raise InputError("expected the class names: give --classes or --vocabulary")
         names = read_class_names(self.classes) if self.classes else captions or ()
         clip, clip_weights = self.tower(text_tag)
-        return embed_classes(names, clip=clip, weights=clip_weights, templates=PROMPTS, spaces=self.spaces)
+        try:
+            return embed_classes(
+                names, clip=clip, weights=clip_weights, templates=PROMPTS, spaces=self.spaces
+            )
+        except InputError as error:
+            made = "`crossmost vocabulary` makes on another machine"
+            raise InputError(f"{error}; or give --vocabulary with a classes.npz, which {made}") from error
+
+    def bank(self, text_tag: str | None) -> ClassBank:
+        """The same with the lengths and the temperature that a ready-made file may hold beside its names.
+
+        Raises:
+            InputError: see `load`.
+        """
+        return load_class_bank(self.ready_made) if self.ready_made else ClassBank.plain(self.load(text_tag))
+
+    @property
+    def ready_made(self) -> Path | None:
+        """The classes.npz that was given, as the one option or the other.
+
+        Raises:
+            InputError: both were given.
+        """
+        if self.classes and self.vocabulary:
+            raise InputError("expected --classes or --vocabulary, found both")
+        named = self.classes is not None and self.classes.endswith(".npz")
+        return Path(str(self.classes)) if named else self.vocabulary
 
     def tower(self, text_tag: str | None) -> tuple[str, str | None]:
         """The text tower's name and weights: what was given, or the tag of what the base was aligned with.
@@ -94,10 +123,11 @@ def start_training(
     tensorboard: bool = False,
 ) -> Evaluation:
     """Adapt, evaluate, report."""
-    _, architecture = load_base(base)
+    architecture = load_architecture(base)
     config = config_for(architecture, config)
     clouds = training_clouds(reading, data, architecture.point, split)
     vocabulary = words.load(architecture.text)
+    check_text_model(vocabulary, architecture)
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
     check_before_training(clouds, shown, vocabulary)
     with run_progress(clouds, config, out, 0, tensorboard) as progress:
@@ -116,7 +146,7 @@ def resume_training(
 ) -> Evaluation:
     """Continue, evaluate, report."""
     config = runs.check_resumable(out)
-    _, architecture = load_base(out / BASE)
+    architecture = load_architecture(out / BASE)
     clouds = training_clouds(reading, data, architecture.point, split)
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
     check_before_training(clouds, shown, load_vocabulary(out / CLASSES))

@@ -46,7 +46,7 @@ def export_bundle(
         WorkFailed: verification failed, or the bundle cannot be written.
     """
     named = words.classes or words.vocabulary
-    source = load_exportable(path, words.load if named else None)
+    source = load_exportable(path, words.bank if named else None)
     if text_encoder:
         options = replace(options, text=TextOptions(*words.tower(source.architecture.text)))
     card = source.architecture.point

@@ -50,7 +50,7 @@ class Exportable:
         return embed_points(self.encoder, self.projection, clouds)
 
 
-def load_exportable(path: Path, classes: Callable[[str], Vocabulary] | None) -> Exportable:
+def load_exportable(path: Path, classes: Callable[[str], ClassBank] | None) -> Exportable:
     """Read a run, or a base with class names.
 
     Args:
@@ -101,17 +101,15 @@ def _from_run(folder: Path) -> Exportable:
     )
 
 
-def _from_base(
-    path: Path, base: DualEncoder, architecture: Architecture, vocabulary: Vocabulary
-) -> Exportable:
-    check_text_model(vocabulary, architecture)
+def _from_base(path: Path, base: DualEncoder, architecture: Architecture, classes: ClassBank) -> Exportable:
+    check_text_model(classes.vocabulary, architecture)
     provenance = {"kind": "base", "text": architecture.text, "weights_sha256": hash_file(path).sha256}
     return Exportable(
         base.point_encoder,
         base.point_projection.detach(),
         architecture,
-        vocabulary,
-        zero_shot_bank(base, vocabulary),
+        classes.vocabulary,
+        zero_shot_bank(base, classes),
         None,
         provenance,
     )
@@ -132,6 +130,7 @@ def trained_bank(network: Student, vocabulary: Vocabulary, temperature: float) -
     return ClassBank(directions, lengths.float().numpy(), float(temperature))
 
 
-def zero_shot_bank(base: DualEncoder, vocabulary: Vocabulary) -> ClassBank:
-    """Text embeddings as they are, at the base's own scale; nothing was calibrated."""
-    return ClassBank.plain(replace(vocabulary, logit_scale=base.logit_scale.exp().item()))
+def zero_shot_bank(base: DualEncoder, classes: ClassBank) -> ClassBank:
+    """Class vectors as they are, at the base's own scale; a threshold of other clouds says nothing about these."""
+    vocabulary = replace(classes.vocabulary, logit_scale=base.logit_scale.exp().item())
+    return ClassBank(vocabulary, classes.lengths, classes.temperature)

@@ -79,7 +79,7 @@ class Classifier:
         device: int | None = None,
         threads: int | None = None,
         *,
-        up_axis: str | None = None,
+        up_axis: str = "z",
         cache: TestTimeCache | None = None,
         rebuild: bool = False,
     ) -> Classifier:
@@ -91,7 +91,7 @@ class Classifier:
                 that works; `info()` says why.
             device: index of the GPU; None for the first.
             threads: of one pass on the CPU; None for one a core.
-            up_axis: which axis points up in your clouds: x, y, z, -x, -y or -z; None: the one the encoder wants.
+            up_axis: which axis points up in your clouds: x, y, z, -x, -y or -z; they are turned to the encoder's.
             cache: a memory of the clouds seen, off by default; see `TestTimeCache`.
             rebuild: where TensorRT is here and no engine of the bundle fits this GPU, build one, which takes minutes,
                 and keep it for the next time.
@@ -104,7 +104,7 @@ class Classifier:
         folder = Path(bundle)
         wish = Wish(backend, device, threads, rebuild)
         manifest = load_manifest(folder)
-        clouds_in = CloudsIn(manifest.encoder, up_axis or manifest.encoder.up_axis)
+        clouds_in = CloudsIn(manifest.encoder, up_axis)
         # Engines and the text encoder are large: whoever opens one of them compares its digest.
         now = {name for name in manifest.files if not name.startswith(("engines/", *TEXT_FILES))}
         check_files(folder, manifest, {CLASSES, GRAPH, *now})

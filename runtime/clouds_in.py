@@ -57,13 +57,16 @@ class CloudsIn:
             cloud = np.concatenate([cloud[:, :3], unit_colors(cloud[:, 3:6], card.color_filler)], axis=1)
         # Before points are dropped: an intensity of NaN is no reason to.
         usable, dropped = drop_invalid(cloud[:, : 6 if columns == 6 else 3])
-        if self.up_axis != card.up_axis:
-            usable = turn(usable, self.up_axis, card.up_axis)
+        # Which points are kept, and their order, depend on the axes: they are chosen z up, as the trainer does.
+        if self.up_axis != "z":
+            usable = turn(usable, self.up_axis)
         if card.channels == 6 and columns < 6:
             filler = np.full((len(usable), 3), card.color_filler, np.float32)
             usable = np.concatenate([usable, filler], axis=1)
         least = max(card.groups, card.neighbors)
         points = prepare_usable(usable, most=card.points, least=least, scattered=card.radius is not None)
+        if card.up_axis != "z":
+            points = turn(points, "z", card.up_axis).astype(np.float32)
         return Prepared(points, dropped)
 
 

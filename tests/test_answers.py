@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from crossmost.cli import app
+from crossmost.errors import WorkFailed
 from crossmost.runtime import Classifier
+from crossmost.runtime.recording import read_recording
 
 
 @pytest.fixture
@@ -79,6 +81,19 @@ class TestPredict:
         assert done.exit_code == 0, done.stderr
         assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == ["1000", "3000"]
         assert "2000" in done.stderr
+
+    def test_the_up_axis_of_a_recording(self, bundle, crossmost, tmp_path, rng):
+        recording = write_recording(tmp_path / "drive", rng)
+        clouds = [points for stamp, points in read_recording(recording, "/objects") if stamp != 2000]
+        done = crossmost(
+            "predict", bundle("fp32"), recording, "--topic", "/objects", "--json", "--up-axis", "y"
+        )
+        assert done.exit_code == 0, done.stderr
+        with Classifier.load(bundle("fp32"), up_axis="y") as classifier:
+            for line, prediction in zip(done.stdout.splitlines(), classifier(clouds), strict=True):
+                assert json.loads(line)["score"] == pytest.approx(prediction.score, abs=1e-6)
+        upright = crossmost("predict", bundle("fp32"), recording, "--topic", "/objects", "--json")
+        assert upright.stdout != done.stdout
 
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
@@ -164,6 +179,21 @@ class TestEmbed:
         done = crossmost("embed", model.format(bundle=bundle("fp32")), folder, "--out", tmp_path / out)
         assert done.exit_code == 2
         assert len(done.stderr.splitlines()) == 1
+
+    def test_a_name_is_fetched_only_for_what_can_be_done(self, crossmost, folder, tmp_path, monkeypatch):
+        def fetch(name, say):
+            raise WorkFailed(f"fetching {name}")
+
+        monkeypatch.setattr("crossmost.zoo.fetch", fetch)
+        ends = [
+            (folder, "e.txt", 2, "expected a .npy to write"),
+            (tmp_path / "nowhere", "e.npy", 2, "found nothing there"),
+            (folder, "e.npy", 1, "fetching uni3d-ti"),
+        ]
+        for clouds, out, code, message in ends:
+            done = crossmost("embed", "uni3d-ti", clouds, "--out", tmp_path / out)
+            assert done.exit_code == code
+            assert message in done.stderr
 
 
 class TestBench:

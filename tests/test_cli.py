@@ -329,6 +329,15 @@ class TestBase:
         assert "noise.safetensors" in refused(*train(base=tmp_path / "noise.safetensors"))
         assert "found none" in refused(*train(base=tmp_path / "none.safetensors"))
 
+    def test_its_weights_are_not_read_for_what_is_refused(
+        self, train: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def load_weights(path: Path) -> None:
+            raise AssertionError(f"{path} was read")
+
+        monkeypatch.setattr("crossmost.checkpoints.base.load_weights", load_weights)
+        assert "found nothing there" in refused(*train(data=tmp_path / "nowhere"))
+
     def test_a_truncated_base(self, train: Arguments, tmp_path: Path, tiny_base: Path) -> None:
         (tmp_path / "cut.safetensors").write_bytes(tiny_base.read_bytes()[:-50])
         assert "truncated or damaged" in refused(*train(base=tmp_path / "cut.safetensors"))

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from crossmost.export.source import load_exportable
-from crossmost.runtime.vocabulary import load_vocabulary
+from crossmost.runtime.class_bank import load_class_bank
 from crossmost.zoo import find
 
 
@@ -58,6 +58,6 @@ def test_what_was_measured_is_not_measured_again(benchmark: ModuleType, tmp_path
 def test_its_base_can_be_exported_with_its_class_vectors(benchmark: ModuleType, tmp_path: Path) -> None:
     model = find("uni3d-ti")
     base, words = benchmark.make_base(model, tmp_path)
-    source = load_exportable(base, lambda _: load_vocabulary(words))
+    source = load_exportable(base, lambda _: load_class_bank(words))
     assert source.encoder.card == model.card
     assert len(source.vocabulary.names) == benchmark.CLASSES

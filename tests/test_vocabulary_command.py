@@ -107,6 +107,7 @@ def test_what_is_wrong_is_one_line(
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
+    assert "--vocabulary" not in result.stderr
     assert not Path("classes.npz").exists()
 
 

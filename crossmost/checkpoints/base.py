@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from crossmost.checkpoints.store import load_weights, save_weights
+from crossmost.checkpoints.store import load_metadata, load_weights, save_weights
 from crossmost.errors import InputError
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_cards import PointCard, read_point_card
@@ -111,6 +111,15 @@ def save_base(path: Path, model: DualEncoder, architecture: Architecture, notes:
         WorkFailed: the file cannot be written; an older one is untouched.
     """
     save_weights(path, model.state_dict(), {"format": FORMAT, **describe(architecture), **notes})
+
+
+def load_architecture(path: Path) -> Architecture:
+    """Read what a base is, without its weights.
+
+    Raises:
+        InputError: no such file, damaged, or not a base.
+    """
+    return read_architecture(load_metadata(path), path, FORMAT)
 
 
 def load_base(path: Path) -> tuple[DualEncoder, Architecture]:

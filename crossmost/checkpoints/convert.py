@@ -190,7 +190,10 @@ def _foreign_tower(fit: Fit, image: str | None, path: Path) -> Tower | None:
         ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        tower = ImageTower(pretrained_clip(clip, image).visual)
+        try:
+            tower = ImageTower(pretrained_clip(clip, image).visual)
+        except InputError as error:  # its advice is for commands that name the weights otherwise
+            raise InputError(str(error).replace("--clip-weights", "--image")) from error
     tensors = {f"{TOWER}{name}": value for name, value in tower.state_dict().items()}
     return Tower(ImageCard(clip=clip, weights=None if Path(image).is_file() else image), tensors)
 

@@ -104,9 +104,15 @@ def recognize(
         chosen.sort(key=lambda layout: layout.card.name != card.name)
     fits = [fit(tensors, layout, card or layout.card, image) for layout in chosen]
     whole = [each for each in fits if not each.misfits]
-    if not whole:
-        raise InputError(f"{path}: {_nearest(tensors, fits, layouts)}")
-    return whole
+    if whole:
+        return whole
+    for layout in layouts if card else ():
+        if not fit(tensors, layout, layout.card, image).misfits:
+            raise InputError(
+                f"{path}: expected the weights of {card.name}, as --as says, found those of {layout.title} "
+                f"({layout.card.name}): leave out --as"
+            )
+    raise InputError(f"{path}: {_nearest(tensors, fits, layouts)}")
 
 
 def fit(tensors: Mapping[str, Tensor], layout: Layout, card: PointCard, image: Image = None) -> Fit:

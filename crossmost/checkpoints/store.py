@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ __all__ = [
     "Generation",
     "Weights",
     "load_generation",
+    "load_metadata",
     "load_state",
     "load_weights",
     "save_generation",
@@ -99,17 +101,37 @@ def load_weights(path: Path) -> Weights:
     Raises:
         InputError: no such file, not readable, a pickle, or a truncated or damaged file.
     """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return Weights(tensors, _metadata(file))
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file and none of its tensors, however large they are.
+
+    Raises:
+        InputError: see `load_weights`.
+    """
+    with _opened(path) as file:
+        return _metadata(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     _check_file(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        own = json.loads(metadata.pop(METADATA_KEY, "{}"))
-        return Weights(tensors, metadata | own)
+            yield file
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
     except (SafetensorError, ValueError, TypeError) as error:
         raise InputError(_not_safetensors(path, error)) from error
+
+
+def _metadata(file: Any) -> dict[str, str]:
+    metadata: dict[str, str] = file.metadata() or {}
+    own: dict[str, str] = json.loads(metadata.pop(METADATA_KEY, "{}"))
+    return metadata | own
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -298,7 +320,7 @@ def _not_safetensors(path: Path, error: Exception) -> str:
     with open(path, "rb") as file:
         start = file.read(4)
     if start.startswith(PICKLE_STARTS):
-        found = "a pickle (torch.save), which could run code: convert it where you trust it"
+        found = "a pickle (torch.save): `crossmost convert` makes a base of a published checkpoint"
     else:
         found = f"a truncated or damaged file ({reason(error)}): copy or download it again"
     return f"expected safetensors in {path}, found {found}"

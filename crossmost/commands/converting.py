@@ -21,8 +21,8 @@ class Network(str, Enum):
 
 @command(
     epilog="Example: `crossmost convert checkpoint_pointbert.pt --to ulip.safetensors`\n\n"
-    "Known: the Point-BERT encoders of ULIP, ULIP-2, Cross-MoST and OpenShape, and Uni3D in all sizes. Nothing in the "
-    "file is executed."
+    "Keys and shapes tell what it is: the Point-BERT encoders of ULIP, ULIP-2, Cross-MoST and OpenShape, and Uni3D in "
+    "all sizes, are known. Nothing in the file is executed."
 )
 def convert(
     checkpoint: Annotated[
@@ -31,23 +31,31 @@ def convert(
     to: Annotated[Path, typer.Option(help="The base to write, .safetensors.")],
     name: Annotated[
         str | None,
-        typer.Option("--as", help="Card of its encoder, where the weights cannot tell: crossmost-pointbert."),
+        typer.Option(
+            "--as",
+            help="Name of its encoder, where the weights fit several: ulip-pointbert, crossmost-pointbert.",
+        ),
     ] = None,
-    network: Annotated[Network, typer.Option(help="Which one of a self-training.")] = Network.student,
+    network: Annotated[
+        Network, typer.Option(help="Which of the two that a self-training saves.")
+    ] = Network.student,
     image: Annotated[
         str | None,
         typer.Option(
-            help="Image tower: keep or none, of the file; or weights (tag or file) of the CLIP it is aligned with."
+            help="Image tower: keep (the file's), none, or weights (a tag or a file) of the CLIP that the encoder is "
+            "aligned with; default: the file's, unless it is huge."
         ),
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="Names of the trained class vectors: a file, or 'mug,bowl'. Kept as .classes.npz."),
+        typer.Option(
+            help="Names of the trained class vectors in it, in their order: keep them, as .classes.npz."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file in --to.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a base of a published checkpoint."""
+    """Make a base of a checkpoint of ULIP, ULIP-2, Cross-MoST, OpenShape or Uni3D."""
     from crossmost.checkpoints.atomic import json_line
     from crossmost.checkpoints.convert import convert_checkpoint
     from crossmost.models.text_tower import read_class_names

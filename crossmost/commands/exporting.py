@@ -27,7 +27,9 @@ VERIFICATION, ENGINES, NAMES = "Verification", "TensorRT engines", "Class names 
 def export(
     model: Annotated[
         Path,
-        typer.Argument(help="Folder made by `crossmost train`, a base .safetensors, or a name of `zoo`."),
+        typer.Argument(
+            help="Folder made by `crossmost train`, a base .safetensors, or a name that `crossmost zoo` lists."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision, typed in the graphs.")] = False,
@@ -65,7 +67,7 @@ def export(
         str | None, typer.Option(help="Use only this split: train, test.", rich_help_panel=VERIFICATION)
     ] = None,
     up_axis: Annotated[
-        str, typer.Option(help="Their up axis: x, y, z, -x, -y, -z.", rich_help_panel=VERIFICATION)
+        str, typer.Option(help="What points up in them: x, y, z, -x, -y, -z.", rich_help_panel=VERIFICATION)
     ] = "z",
     columns: Annotated[
         str | None,
@@ -122,10 +124,12 @@ def export(
         str | None, typer.Option(help="Class names: a file, or 'mug,bowl'.", rich_help_panel=NAMES)
     ] = None,
     vocabulary: Annotated[
-        Path | None, typer.Option("--vocabulary", help="Ready-made classes.npz.", rich_help_panel=NAMES)
+        Path | None,
+        typer.Option("--vocabulary", help="A classes.npz of `crossmost vocabulary`.", rich_help_panel=NAMES),
     ] = None,
     clip: Annotated[
-        str | None, typer.Option(help="open_clip model of the text tower.", rich_help_panel=NAMES)
+        str | None,
+        typer.Option(help="open_clip model of the text tower; default: the base's.", rich_help_panel=NAMES),
     ] = None,
     clip_weights: Annotated[
         str | None, typer.Option(help="Its weights: an open_clip tag or a file.", rich_help_panel=NAMES)

@@ -9,7 +9,7 @@ import typer
 
 Data = Annotated[Path, typer.Argument(help="Folder of clouds or meshes, official .h5 files, or one .npz.")]
 Split = Annotated[str | None, typer.Option(help="Use only this split: train, test.")]
-UpAxis = Annotated[str, typer.Option(help="The clouds' up axis: x, y, z, -x, -y, -z. Rotated to z.")]
+UpAxis = Annotated[str, typer.Option(help="What points up in your files: x, y, z, -x, -y, -z.")]
 Columns = Annotated[
     str | None, typer.Option(help="Meaning of array columns: xyz, xyzrgb, xyz_rgb ('_' skips).")
 ]
@@ -22,9 +22,14 @@ Classes = Annotated[
 ]
 VocabularyFile = Annotated[
     Path | None,
-    typer.Option("--vocabulary", help="Ready-made classes.npz: names with their text embeddings."),
+    typer.Option(
+        "--vocabulary", help="Names with their text embeddings: a classes.npz of `crossmost vocabulary`."
+    ),
 ]
-Clip = Annotated[str | None, typer.Option(help="open_clip model whose text tower embeds the class names.")]
+Clip = Annotated[
+    str | None,
+    typer.Option(help="open_clip model whose text tower embeds the class names; default: the base's."),
+]
 ClipWeights = Annotated[str | None, typer.Option(help="Its weights: an open_clip tag or a file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read and augment.")]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from crossmost.commands.app import command
-from crossmost.commands.options import Color, Columns, Json, Split, UpAxis, find_base
+from crossmost.commands.options import Color, Columns, Json, Split, UpAxis
 from crossmost.errors import InputError
 
 Bundle = Annotated[Path, typer.Argument(help="Folder made by `crossmost export`.")]
@@ -62,7 +62,9 @@ def predict(
 
 @command(epilog="Example: `crossmost embed scans.bundle scans/ --out embeddings.npy`")
 def embed(
-    model: Annotated[Path, typer.Argument(help="A bundle, a run, a base, or a name of `zoo`.")],
+    model: Annotated[
+        Path, typer.Argument(help="A bundle, a run, a base, or a name that `crossmost zoo` lists.")
+    ],
     paths: Annotated[list[Path], typer.Argument(help="Clouds, folders or datasets.")],
     out: Annotated[Path, typer.Option(help="The .npy to write: (N, D) float32, unit rows.")],
     threads: Threads = None,
@@ -74,7 +76,7 @@ def embed(
     from crossmost import answers
     from crossmost.data.reading import Reading
 
-    answers.embed(find_base(model), paths, out, Reading(up_axis, columns, color), threads=threads)
+    answers.embed(model, paths, out, Reading(up_axis, columns, color), threads=threads)
 
 
 @command(epilog="Example: `crossmost bench scans.bundle --batches 1,8 --json`")

@@ -46,7 +46,10 @@ def train(
         Path | None, typer.Argument(help="Unlabelled clouds: a folder, .h5 files, or one .npz.")
     ] = None,
     base: Annotated[
-        Path | None, typer.Option(help="What training starts from: a base .safetensors, or a name of `zoo`.")
+        Path | None,
+        typer.Option(
+            help="What training starts from: a base .safetensors, or a name that `crossmost zoo` lists."
+        ),
     ] = None,
     classes: Classes = None,
     vocabulary: VocabularyFile = None,
@@ -145,7 +148,9 @@ def pretrain(
     up_axis: UpAxis = "z",
     columns: Columns = None,
     color: Color = "auto",
-    clip: Clip = None,
+    clip: Annotated[
+        str | None, typer.Option(help="open_clip model whose text tower embeds the class names.")
+    ] = None,
     clip_weights: ClipWeights = None,
 ) -> None:
     """Make a base: align a point encoder (and a small image tower) with CLIP text embeddings."""

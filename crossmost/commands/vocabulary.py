@@ -13,12 +13,15 @@ from crossmost.commands.options import ClipWeights, Device, Json
 
 @command(
     epilog="Example: `crossmost vocabulary --clip ViT-bigG-14/laion2b_s39b_b160k --names classes.txt "
-    "--out classes.npz`\n\nFor ULIP: `--clip slip-vit-b-16 --clip-weights slip_base_100ep.pt`"
+    "--out classes.npz`\n\nFor ULIP: `--clip slip-vit-b-16 --clip-weights slip_base_100ep.pt`. "
+    "Which text model an encoder is aligned with: `crossmost zoo`."
 )
 def vocabulary(
     clip: Annotated[
         str,
-        typer.Option(help="Text tower: an open_clip name, slip-vit-b-16, or NAME/TAG with its weights' tag."),
+        typer.Option(
+            help="Text tower: an open_clip name or slip-vit-b-16, alone or as NAME/TAG of its weights."
+        ),
     ],
     names: Annotated[str, typer.Option(help="Class names: a file, one a line, or 'mug,bowl'.")],
     out: Annotated[Path, typer.Option(help="The vocabulary to write, .npz.")],

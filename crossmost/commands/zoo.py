@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @command(
     epilog="Example: `crossmost zoo uni3d-b`\n\n"
-    "A name of this table may stand wherever a base does: `crossmost train scans/ --base uni3d-b --classes mug,bowl "
+    "A name may stand wherever a base does: `crossmost train scans/ --base uni3d-b --classes mug,bowl "
     "--out runs/scans`"
 )
 def zoo(
-    name: Annotated[str | None, typer.Argument(help="One of them; default: a table of all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="All about this one; default: a table of all.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the public point encoders to start from: size, text model, licence, reported accuracy."""

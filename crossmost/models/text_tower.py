@@ -98,10 +98,7 @@ def text_model(clip: str, weights: str | None, *, allow_random: bool = False) ->
     weights = weights or tag
     if weights is None and allow_random and not has_scheme(name):
         return without_image(random_text(CONFIG if name == SLIP else model_config(name))).eval()
-    try:
-        return load_slip(weights) if name == SLIP else load_text(name, weights)
-    except InputError as error:
-        raise InputError(f"{error}; or give a ready-made classes.npz with --vocabulary") from error
+    return load_slip(weights) if name == SLIP else load_text(name, weights)
 
 
 def text_tokenizer(clip: str) -> Any:
@@ -117,7 +114,7 @@ def text_tokenizer(clip: str) -> Any:
     except Exception as error:  # transformers and the hub raise what they like
         raise InputError(
             f"cannot make the tokenizer of {clip!r} ({first_line(error)}): "
-            "use a model with CLIP's own, such as ViT-B-32, or a ready-made classes.npz with --vocabulary"
+            "use a model with CLIP's own, such as ViT-B-32"
         ) from error
 
 

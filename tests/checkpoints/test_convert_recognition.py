@@ -200,7 +200,9 @@ def test_any_card_of_the_same_shapes_can_be_forced(files: dict[str, State], name
     ],
 )  # fmt: skip
 def test_a_forced_card_must_fit(files: dict[str, State], file: str, name: str) -> None:
-    assert f"({name})" in refused(files[file], name)
+    line = refused(files[file], name)
+    assert line.startswith(f"a.pt: expected the weights of {name}, as --as says, found those of ")
+    assert line.endswith(f"({file}): leave out --as")
 
 
 def test_a_forced_card_of_another_architecture_is_refused(files: dict[str, State]) -> None:

@@ -7,7 +7,9 @@ import pickle
 import shutil
 import stat
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +109,22 @@ class TestWeights:
         save_file({"w": torch.ones(3)}, tmp_path / "without.safetensors")
         assert store.load_weights(tmp_path / "with.safetensors").metadata == {"format": "pt"}
         assert store.load_weights(tmp_path / "without.safetensors").metadata == {}
+
+    def test_metadata_is_read_without_tensors(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "w.safetensors"
+        store.save_weights(path, {"w": torch.ones(3)}, {"a": "b"})
+
+        @contextlib.contextmanager
+        def header_alone(*arguments: object, **options: object) -> Iterator[SimpleNamespace]:
+            with safe_open(*arguments, **options) as file:
+                yield SimpleNamespace(metadata=file.metadata)
+
+        monkeypatch.setattr(store, "safe_open", header_alone)
+        assert store.load_metadata(path) == {"a": "b"}
+        path.write_bytes(path.read_bytes()[:-3])
+        with pytest.raises(InputError) as caught:
+            store.load_metadata(path)
+        assert_one_line(caught.value, "w.safetensors", "truncated or damaged")
 
     def test_the_file_is_as_readable_as_any_other(self, tmp_path: Path) -> None:
         (tmp_path / "other").touch()

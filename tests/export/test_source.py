@@ -10,6 +10,7 @@ from crossmost.checkpoints.run import load_run
 from crossmost.errors import InputError
 from crossmost.export.source import load_exportable, trained_bank
 from crossmost.models.grouping import group
+from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.vocabulary import Vocabulary
 
 
@@ -59,16 +60,21 @@ def test_class_vectors_that_training_left_longer_keep_their_length(finished_run,
 def test_a_base_takes_its_classes_from_the_caller(tiny_base, tiny_vocabulary):
     asked = []
 
-    def classes(text: str) -> Vocabulary:
+    def classes(text: str) -> ClassBank:
         asked.append(text)
-        return tiny_vocabulary
+        return ClassBank(tiny_vocabulary, trained, 1.5, unknown_threshold=0.5)
+
+    trained = np.linspace(1.0, 2.0, len(tiny_vocabulary), dtype=np.float32)
 
     source = load_exportable(tiny_base, classes)
     assert asked == ["random directions"]
     assert source.sample is None
     assert source.provenance["kind"] == "base"
     assert (source.bank.vocabulary.embeddings == tiny_vocabulary.embeddings).all()
-    assert source.bank.temperature == 1.0
+    # What was trained stays; a threshold belongs to the clouds it was found with.
+    assert source.bank.temperature == 1.5
+    assert (source.bank.lengths == trained).all()
+    assert source.bank.unknown_threshold is None
 
 
 def test_a_run_from_before_samples_were_kept_can_be_exported(tmp_path, finished_run):
@@ -81,9 +87,13 @@ def test_a_run_from_before_samples_were_kept_can_be_exported(tmp_path, finished_
 def test_wrong_sources_are_one_line(tmp_path, finished_run, tiny_base, tiny_vocabulary):
     wide = Vocabulary.create(tiny_vocabulary.names, np.eye(4, 20), logit_scale=100.0, tag="another tower")
     for path, classes, message in (
-        (finished_run, lambda _: tiny_vocabulary, "is a run and has its classes"),
+        (finished_run, lambda _: ClassBank.plain(tiny_vocabulary), "is a run and has its classes"),
         (tiny_base, None, "is a base without classes"),
-        (tiny_base, lambda _: wide, r"expected text embeddings of 16 numbers .* found 20 \(another tower\)"),
+        (
+            tiny_base,
+            lambda _: ClassBank.plain(wide),
+            r"expected text embeddings of 16 numbers .* found 20 \(another tower\)",
+        ),
         (tmp_path, None, "expected a run made by `crossmost train`.* found a folder without one"),
         (tmp_path / "none", None, "found nothing there"),
         (finished_run / "config.yaml", None, "expected safetensors"),

@@ -17,7 +17,7 @@ from crossmost.export.graph_files import METADATA
 from crossmost.export.source import load_exportable
 from crossmost.export.workflow import EngineRequest, ExportOptions, export
 from crossmost.runtime import Classifier
-from crossmost.runtime.class_bank import load_class_bank
+from crossmost.runtime.class_bank import ClassBank, load_class_bank
 from crossmost.runtime.engine_options import EngineOptions, Profile
 from crossmost.runtime.engine_packages import Unavailable
 from crossmost.runtime.manifest import check_files, load_manifest
@@ -129,7 +129,7 @@ def test_labels_are_needed_for_a_threshold_from_labels(tmp_path, source, open_sh
 
 
 def test_a_base_is_verified_on_simulated_scans_and_has_no_threshold(tmp_path, tiny_base, tiny_vocabulary):
-    base = load_exportable(tiny_base, lambda _: tiny_vocabulary)
+    base = load_exportable(tiny_base, lambda _: ClassBank.plain(tiny_vocabulary))
     manifest = export(base, tmp_path / "b", ExportOptions(clouds=4), say=quiet)
     assert "simulated" in manifest.parity["clouds"]["name"]
     assert load_class_bank(tmp_path / "b" / "classes.npz").unknown_threshold is None
@@ -142,7 +142,7 @@ def test_an_encoder_of_balls_cuts_balls_in_torch_the_graphs_and_the_runtime(
     card = architecture.point.model_copy(update={"radius": 0.4})
     save_base(tmp_path / "balls.safetensors", model, architecture._replace(point=card), {})
     nearest, balls = (
-        load_exportable(path, lambda _: tiny_vocabulary)
+        load_exportable(path, lambda _: ClassBank.plain(tiny_vocabulary))
         for path in (tiny_base, tmp_path / "balls.safetensors")
     )
     manifest = export(balls, tmp_path / "b", ExportOptions(clouds=8), say=quiet)

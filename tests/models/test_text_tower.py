@@ -85,7 +85,7 @@ def test_braces_in_a_name_are_text(tiny_clip):
 
 
 def test_without_weights_there_is_no_vocabulary(tiny_clip):
-    with pytest.raises(InputError, match=r"--clip-weights FILE.*ready-made classes.npz"):
+    with pytest.raises(InputError, match="--clip-weights FILE"):
         embed_classes(("mug",), clip=tiny_clip.name, weights=None)
     random = embed_classes(
         ("mug",), clip=tiny_clip.name, weights=None, templates=TEMPLATES, allow_random=True
@@ -115,7 +115,7 @@ def test_a_tokenizer_that_cannot_be_had_is_an_input_error(monkeypatch, tiny_clip
         raise ImportError("transformers is not installed")
 
     monkeypatch.setattr(import_open_clip(), "get_tokenizer", missing)
-    with pytest.raises(InputError, match=r"tokenizer of .*transformers is not installed.*--vocabulary"):
+    with pytest.raises(InputError, match=r"tokenizer of .*transformers is not installed.*ViT-B-32"):
         embed_classes(("mug",), clip=tiny_clip.name, weights=str(tiny_clip.weights))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,6 +165,19 @@ def test_whatever_the_axes_the_top_of_the_cloud_ends_on_top(seed, up, wanted):
     lengths = np.linalg.norm(points[:, None] - points[None], axis=2)
     turned = np.linalg.norm(found[:, None] - found[None], axis=2)
     np.testing.assert_allclose(turned / turned.max(), lengths / lengths.max(), atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", AXES)
+@pytest.mark.parametrize("radius", [None, 0.3])
+def test_the_same_points_are_kept_in_the_same_order_whatever_the_axes(wanted, radius):
+    points = cloud(200)
+    for count in (200, 6):  # thinned out, and filled up
+        z_up = CloudsIn(replace(encoder(), radius=radius), "z").prepare(points[:count]).points
+        for up in AXES:
+            found = CloudsIn(replace(encoder(up_axis=wanted), radius=radius), up)
+            np.testing.assert_allclose(
+                found.prepare(turn(points[:count], "z", up)).points, turn(z_up, "z", wanted), atol=1e-6
+            )
 
 
 def test_unsigned_numbers_turn_too():

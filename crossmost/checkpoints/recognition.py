@@ -106,12 +106,13 @@ def recognize(
     whole = [each for each in fits if not each.misfits]
     if whole:
         return whole
-    for layout in layouts if card else ():
-        if not fit(tensors, layout, layout.card, image).misfits:
-            raise InputError(
-                f"{path}: expected the weights of {card.name}, as --as says, found those of {layout.title} "
-                f"({layout.card.name}): leave out --as"
-            )
+    if card is not None:
+        for layout in layouts:
+            if not fit(tensors, layout, layout.card, image).misfits:
+                raise InputError(
+                    f"{path}: expected the weights of {card.name}, as --as says, found those of {layout.title} "
+                    f"({layout.card.name}): leave out --as"
+                )
     raise InputError(f"{path}: {_nearest(tensors, fits, layouts)}")
 
 

@@ -14,7 +14,7 @@ from crossmost.export.graph import EncoderGraph
 from crossmost.export.onnx_encoder import encoder_model
 from crossmost.export.onnx_points import points_model
 from crossmost.export.precision import Precision
-from crossmost.export.weights import save_with_weights
+from crossmost.export.weights import hollow, move_weights, refill
 from crossmost.runtime.cuda_kernels import KERNELS
 from crossmost.runtime.manifest import Encoder
 
@@ -33,12 +33,15 @@ def write_graphs(graph: EncoderGraph, facts: Encoder, precision: Precision, fold
         folder: where to.
     """
     encoder = encoder_model(graph)
-    model = onnx.shape_inference.infer_shapes(points_model(graph.encoder.card, encoder), strict_mode=True)
+    move_weights([encoder], folder / WEIGHTS)
+    joined = points_model(graph.encoder.card, hollow(encoder))
+    model = onnx.shape_inference.infer_shapes(joined, strict_mode=True)
+    refill(model, encoder)
     for each, name in ((encoder, ENCODER), (model, MODEL)):
         note = {"crossmost": __version__, "graph": name, "precision": precision, "encoder": asdict(facts)}
         onnx.helper.set_model_props(each, {METADATA: json.dumps(note, sort_keys=True)})
         each.producer_name, each.producer_version = "crossmost", __version__
-    save_with_weights([(encoder, folder / ENCODER), (model, folder / MODEL)], folder / WEIGHTS)
+        (folder / name).write_bytes(each.SerializeToString(deterministic=True))
     for name in (ENCODER, MODEL):
         onnx.checker.check_model(str(folder / name), full_check=True)
     for kernel in sorted(KERNELS.glob("*.ptx")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx
@@ -22,9 +22,16 @@ def save_with_weights(models: Sequence[tuple[onnx.ModelProto, Path]], weights: P
         models: each graph and where it goes; the graphs lose their inline weights.
         weights: the file, in the folder of the graphs.
     """
+    move_weights([model for model, _ in models], weights)
+    for model, path in models:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def move_weights(models: Iterable[onnx.ModelProto], weights: Path) -> None:
+    """Move the weights of graphs, in place, into one file, equal weights once."""
     offsets: dict[str, int] = {}
     with weights.open("wb") as file:
-        for model, _ in models:
+        for model in models:
             for tensor in model.graph.initializer:
                 raw = _raw(tensor)
                 if len(raw) < INLINE_BYTES:
@@ -35,8 +42,29 @@ def save_with_weights(models: Sequence[tuple[onnx.ModelProto, Path]], weights: P
                     offsets[digest] = file.tell()
                     file.write(raw)
                 _point_at(tensor, weights.name, offsets[digest], len(raw))
-    for model, path in models:
-        path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def hollow(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose weights outside of it are inputs, for tools that look for the file or stop at 2 GiB."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    outside = [tensor for tensor in copy.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    copy.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in outside
+    )
+    for tensor in outside:
+        copy.graph.initializer.remove(tensor)
+    return copy
+
+
+def refill(model: onnx.ModelProto, source: onnx.ModelProto) -> None:
+    """Give what was made of a `hollow` copy the weights of its source again, in place."""
+    outside = [tensor for tensor in source.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    names = {tensor.name for tensor in outside}
+    kept = [value for value in model.graph.input if value.name not in names]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.graph.initializer.extend(outside)
 
 
 def _raw(tensor: TensorProto) -> bytes:

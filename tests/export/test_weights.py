@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from crossmost.export.weights import ALIGNMENT, INLINE_BYTES, save_with_weights
+from crossmost.export.weights import ALIGNMENT, INLINE_BYTES, hollow, move_weights, refill, save_with_weights
 from crossmost.runtime.onnx_session import create_session
 
 
@@ -51,3 +51,21 @@ def test_small_tensors_stay_in_the_graph(tmp_path, rng):
     inside = {each.name for each in onnx.load(tmp_path / "a.onnx", load_external_data=False).graph.initializer
               if each.data_location == TensorProto.DEFAULT}  # fmt: skip
     assert inside == {"small"}
+
+
+def test_a_hollow_graph_can_be_worked_on_and_filled_again(tmp_path, rng):
+    weight = rng.standard_normal((64, 32)).astype(np.float32)
+    model = product(weight, "a")
+    move_weights([model], tmp_path / "weights.bin")
+    light = hollow(model)
+    assert [value.name for value in light.graph.input] == ["x", "a"]
+    assert light.ByteSize() < 2 * INLINE_BYTES
+    onnx.checker.check_model(light, full_check=True)  # in memory, where the file would be looked for in vain
+
+    inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True)
+    refill(inferred, model)
+    assert [value.name for value in inferred.graph.input] == ["x"]
+    (tmp_path / "a.onnx").write_bytes(inferred.SerializeToString())
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    (y,) = create_session(tmp_path / "a.onnx", threads=1).run(None, {"x": x})
+    np.testing.assert_allclose(y, x @ weight + 1, atol=1e-4)

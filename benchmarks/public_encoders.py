@@ -1,4 +1,4 @@
-"""The public encoders through the runtime on a CPU: latency of a cloud, memory, and the size of their bundles.
+"""The public encoders through the runtime on a CPU: latency of a cloud, and the size of their bundles.
 
     python benchmarks/public_encoders.py --data DATA --work WORK [--cards uni3d-b,ulip2-pointbert] [--quick]
 
@@ -86,7 +86,7 @@ def make_clouds(data: Path, points: int, folder: Path) -> Path:
 
 
 def classify(bundle: Path, clouds: Path, runs: int, least: int, seconds: float) -> dict[str, Any]:
-    """What a process that classifies says: seconds of each cloud by stage, and its peak memory."""
+    """What a process that classifies says: seconds of each cloud by stage."""
     command = [sys.executable, WORKER, bundle, clouds, THREADS, runs, least, seconds]
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
     done = subprocess.run(
@@ -110,7 +110,7 @@ def measure(model: Model, data: Path, work: Path, results: Path, quick: bool) ->
     stages = {stage: spread([run[stage] for run in found["seconds"]]) for stage in found["seconds"][0]}
     row = {
         "name": model.name, "parameters": model.parameters, "points": model.card.points, "threads": THREADS,
-        "runs": len(found["seconds"]), "seconds": stages, "peak_bytes": found["peak_bytes"], "exports": exports,
+        "runs": len(found["seconds"]), "seconds": stages, "exports": exports,
         "machine": machine(),
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
@@ -131,8 +131,8 @@ def table(results: Path) -> str:
     first = next(iter(rows.values()))
     head = (
         f"{first['machine']}; {first['threads']} threads in the runtime; one cloud in float32, median [quartiles]\n\n"
-        "| encoder | parameters | points | patches | latency | of it sampling | memory | fp32 bundle | fp16 bundle |\n"
-        "|---|---|---|---|---|---|---|---|---|"
+        "| encoder | parameters | points | patches | latency | of it sampling | fp32 bundle | fp16 bundle |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *lines])
 
@@ -144,7 +144,7 @@ def line(model: Model, row: dict[str, Any]) -> str:
     sizes = [f"{row['exports'][precision]['bytes'] / 1e6:.0f} MB" for precision in PRECISIONS]
     cells = [
         model.name, parameters(model), str(row["points"]), patches(model.card),
-        f"{middle:.0f} ms [{low:.0f}, {high:.0f}]", f"{sampling:.0f} ms", f"{row['peak_bytes'] / 1e6:.0f} MB", *sizes,
+        f"{middle:.0f} ms [{low:.0f}, {high:.0f}]", f"{sampling:.0f} ms", *sizes,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -1,4 +1,4 @@
-"""A process of benchmarks/public_encoders.py that classifies clouds one by one, and prints what it took as JSON.
+"""A process of benchmarks/public_encoders.py that classifies clouds one by one, and prints what each took as JSON.
 
 python benchmarks/public_encoders_worker.py BUNDLE CLOUDS THREADS RUNS LEAST SECONDS
 """
@@ -6,7 +6,6 @@ python benchmarks/public_encoders_worker.py BUNDLE CLOUDS THREADS RUNS LEAST SEC
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 
@@ -29,8 +28,7 @@ def main() -> None:
             start = time.perf_counter()
             timings = classifier(cloud)[0].timings
             found.append({**timings, "total": time.perf_counter() - start})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"seconds": found, "peak_bytes": peak}))
+    print(json.dumps({"seconds": found}))
 
 
 if __name__ == "__main__":

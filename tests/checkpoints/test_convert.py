@@ -576,7 +576,7 @@ def test_the_command_prints_json(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--as", "uni3d-b"), "like Uni3D (base) (uni3d-b)"),
+        (("--as", "uni3d-b"), "found those of Uni3D (tiny) (uni3d-ti): leave out --as"),
         (("--as", "no-such-card"), "no point encoder 'no-such-card'"),
         (("--network", "teacher"), "--network teacher"),
         (("--classes", "mug,bowl"), "expected trained class vectors"),

@@ -1,13 +1,16 @@
 # make demo   install what the demo needs and adapt a classifier to simulated scans
 # make test   install everything the tests need; ruff, mypy, pytest
+# make benchmarks DATA=... [WORK=...]         measure all that has no result yet (hours on two cores), write the tables
+# make benchmarks-quick DATA=... [WORK=...]   every measurement on very little, into WORK; the tables from the results
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= demo-out
 SEED ?= 0
+WORK ?= runs/benchmarks
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types benchmarks benchmarks-quick benchmark-data clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossmost demo --out $(OUT) --seed $(SEED)
@@ -38,6 +41,37 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install --quiet -e ".[cpu,train,export,tensorrt-rtx,ros,report,tensorboard,dev]" -c constraints.txt
 	touch $@ $(VENV)/.demo
+
+# Accuracy first: where trainings are missing they take longest, and the others use what they leave in WORK.
+ACCURACY := adaptation baselines robustness open_set
+SPEED := throughput latency
+OTHERS := export_parity runtime public_encoders
+
+benchmark-data:
+	@test -d "$(DATA)" || { echo "expected DATA=FOLDER, the point cloud archives of benchmarks/README.md: found '$(DATA)'" >&2; exit 2; }
+
+# Each script goes on where it stopped.
+benchmarks: benchmark-data $(VENV)/.dev
+	$(BIN)/python benchmarks/adaptation.py --data "$(DATA)" --work "$(WORK)" --jobs 2
+	set -e; for script in $(filter-out adaptation,$(ACCURACY)) $(SPEED) $(OTHERS); do \
+		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)"; done
+	$(BIN)/python benchmarks/demo.py --work "$(WORK)"
+	$(BIN)/python benchmarks/zoo_table.py
+
+# Without the long trainings of large encoders: export and demo are tried on what is quickly made, the runtime's own
+# benchmark only where `make benchmarks` has left its run.
+benchmarks-quick: benchmark-data $(VENV)/.dev
+	set -e; for script in $(ACCURACY) $(SPEED); do \
+		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)" --quick; done
+	$(BIN)/crossmost export "$(WORK)/adaptation-quick/p3/joint-0" --out "$(WORK)/quick.bundle" --overwrite
+	if test -f "$(WORK)/run-point-bert-64x32/report.html"; then \
+		$(BIN)/python benchmarks/runtime.py --data "$(DATA)" --work "$(WORK)" --quick; \
+		else echo "runtime.py: left out, no run-point-bert-64x32 in $(WORK)"; fi
+	$(BIN)/python benchmarks/public_encoders.py --data "$(DATA)" --work "$(WORK)" --cards uni3d-ti --quick
+	rm -rf "$(WORK)/demo-quick" && $(BIN)/crossmost demo --out "$(WORK)/demo-quick"
+	set -e; for script in $(ACCURACY) $(SPEED); do \
+		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)" --tables-only; done
+	$(BIN)/python benchmarks/zoo_table.py
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

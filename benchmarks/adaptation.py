@@ -1,50 +1,58 @@
 """Label-free adaptation on real clouds: zero-shot beside each way to self-train, on pairs of data sets.
 
-    python benchmarks/adaptation.py --data DATA --work WORK                   # everything that is still missing
-    python benchmarks/adaptation.py --data DATA --work WORK --pairs p1-moderate --seeds 0
+    python benchmarks/adaptation.py --data DATA --work WORK [--jobs 2]        # everything that is still missing
+    python benchmarks/adaptation.py --data DATA --work WORK --pairs p1-moderate --seeds 0 --rows joint
 
 Every base and every run is kept in WORK and its result in results/adaptation/: an interrupted measurement goes on
-where it stopped, and several can share the work. The table in README.md is written from the result files alone.
+where it stopped. The tables and figures are made from the result files alone. `--quick` trains one epoch on a few
+clouds of one pair, prints the tables and writes to WORK only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from adaptation_figures import draw
+from adaptation_rows import ROWS
+from adaptation_table import full_tables, read, short_table
 from pairs import PAIRS, prepare
 from tables import write_between
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "adaptation"
-MODES = ("image-only", "point-only", "separate", "joint")
+RESULTS, FIGURES = HERE / "results" / "adaptation", HERE / "figures"
 PRETRAIN_EPOCHS = 16
 EPOCHS = {"p1": 5, "p2": 2, "p3": 10}
 OPTIONS = {"views": 2, "watched": 512}
+QUICK_PAIR, QUICK_ROWS, QUICK_CLOUDS = "p3", ("point-only", "joint-reference", "joint"), 256
+QUICK_OPTIONS = {"views": 1, "watched": 64, "epochs": 1, "batch_size": 16, "seed": 0}
 
 
 def base_of(pair: str) -> str:
-    """Bases belong to the source: all severities of P1 share theirs."""
-    return pair.split("-")[0]
+    """Bases belong to the source: all severities of P1 share theirs, and P3 has the source of P2."""
+    return "p1" if pair.startswith("p1-") else "p2"
 
 
-def make_base(pair: str, seed: int, work: Path) -> Path:
+def make_base(pair: str, seed: int, work: Path, epochs: int = PRETRAIN_EPOCHS) -> Path:
     """Pre-train the base of a pair's source, once."""
     path = work / base_of(pair) / f"base-{seed}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["pretrain", work / pair / "source.npz", "--vocabulary", work / pair / "source-classes.npz"]
-        options = ["--card", "point-tiny", "--epochs", PRETRAIN_EPOCHS, "--seed", seed, "--out", path]
+        options = ["--card", "point-tiny", "--epochs", epochs, "--seed", seed, "--out", path]
         crossmost(*command, *options)
     return path
 
@@ -54,30 +62,27 @@ def crossmost(*arguments: Any) -> None:
     subprocess.run([sys.executable, "-m", "crossmost", *map(str, arguments)], check=True)
 
 
-def measure(pair: str, mode: str, seed: int, work: Path) -> None:
-    """Train one run and write its result, once."""
-    result = RESULTS / f"{pair}_{mode}_{seed}.json"
-    if result.is_file():
-        return
-    base = make_base(pair, seed, work)
-    run = work / pair / f"{mode}-{seed}"
-    target, vocabulary = work / pair / "target.npz", work / pair / "target-classes.npz"
-    started = time.monotonic()
-    settings = [
-        f"--set={name}={value}" for name, value in {**OPTIONS, "epochs": EPOCHS[base_of(pair)]}.items()
-    ]
-    again = ["--resume"] if (run / "config.yaml").is_file() else ["--base", base, "--vocabulary", vocabulary]
-    crossmost("train", target, "--out", run, "--mode", mode, "--seed", seed, *settings, *again)
-    found = json.loads((run / "evaluation.json").read_text())
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    row = {
-        "pair": pair, "mode": mode, "seed": seed, "n": found["n"], "split": found["split"],
-        "zero_shot": found["zero_shot"], "adapted": found["adapted"],
-        "chosen_epoch": last["chosen_epoch"] + 1, "epochs": EPOCHS[base_of(pair)],
-        "seconds": round(time.monotonic() - started), "machine": machine(),
-    }  # fmt: skip
-    result.write_text(json.dumps(row, indent=1) + "\n")
+def shared_options(pair: str, seed: int) -> dict[str, Any]:
+    """The options of every run of a pair and a seed."""
+    return {**OPTIONS, "epochs": EPOCHS[pair.split("-")[0]], "seed": seed}
+
+
+def is_measured(path: Path) -> bool:
+    """Whether a result file is there, with all that the tables are made from."""
+    return path.is_file() and "right" in json.loads(path.read_text(encoding="utf-8"))
+
+
+def measure(pair: str, training: str, work: Path, results: Path, options: dict[str, Any]) -> None:
+    """Train one run in a process of its own, on one thread, and write the results of the rows that read from it."""
+    base = work / base_of(pair) / f"base-{options['seed']}.safetensors"
+    command = [sys.executable, HERE / "adaptation_run.py", "--pair", pair, "--training", training]
+    command += ["--base", base, "--work", work, "--results", results, "--set", json.dumps(options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([str(part) for part in command], check=False, env=environment).returncode
+    if ended:  # its own words stand above
+        raise SystemExit(
+            f"{pair}, {training}, seed {options['seed']}: ended with {ended}; a new start goes on there"
+        )
 
 
 def machine() -> str:
@@ -90,48 +95,57 @@ def machine() -> str:
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def table() -> str:
-    """The rows of all results, mean and standard deviation over the seeds."""
-    rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    lines = []
-    for pair in PAIRS:
-        of_pair = [row for row in rows if row["pair"] == pair]
-        if not of_pair:
-            continue
-        seeds = sorted({row["seed"] for row in of_pair})
-        lines += [
-            f"\n**{pair}**: {of_pair[0]['n']} test clouds, seeds {', '.join(map(str, seeds))}, "
-            f"{of_pair[0]['epochs']} epochs, {of_pair[0]['machine']}\n",
-            "| row | points | images | both | seeds |", "|---|---|---|---|---|",
-        ]  # fmt: skip
-        first = {row["seed"]: row for row in of_pair}
-        lines.append(
-            line("zero-shot", [row["zero_shot"] for row in first.values()], ("point", "image", "both"))
-        )
-        for mode in MODES:
-            found = [row["adapted"] for row in of_pair if row["mode"] == mode]
-            if found:
-                own = {"point-only": ("point",), "image-only": ("image",)}.get(
-                    mode, ("point", "image", "both")
-                )
-                lines.append(line(mode, found, own))
-    return "\n".join(lines)
+def measure_missing(
+    pairs: list[str], rows: list[str], seeds: list[int], data: Path, work: Path, jobs: int
+) -> None:
+    """Measure what has no result yet: archives, then bases, then a training at a time or several side by side."""
+    missing = [
+        (pair, seed, ROWS[row].training)
+        for seed, pair, row in product(seeds, pairs, rows)
+        if not is_measured(RESULTS / f"{pair}_{row}_{seed}.json")
+    ]
+    for pair in dict.fromkeys(pair for pair, _, _ in missing):
+        prepare(data, pair, work / pair)
+    bases = {(base_of(pair), seed): partial(make_base, pair, seed, work) for pair, seed, _ in missing}
+    trainings = [
+        partial(measure, pair, training, work, RESULTS, shared_options(pair, seed))
+        for pair, seed, training in dict.fromkeys(missing)
+    ]
+    with ThreadPoolExecutor(jobs) as pool:
+        for work_of_a_stage in (bases.values(), trainings):
+            list(pool.map(lambda do: do(), work_of_a_stage))
+
+
+def quick(data: Path, work: Path) -> None:
+    """Every step on a few clouds, into WORK; its figures mean nothing."""
+    results = work / "results"
+    prepare(data, QUICK_PAIR, work / QUICK_PAIR)
+    for side in ("source", "target"):
+        thin(work / QUICK_PAIR / f"{side}.npz")
+    make_base(QUICK_PAIR, 0, work, epochs=1)
+    for row in QUICK_ROWS:
+        if not is_measured(results / f"{QUICK_PAIR}_{row}_0.json"):
+            measure(QUICK_PAIR, row, work, results, QUICK_OPTIONS)
+    print(full_tables(read(results)))
+    print(*draw(read(results), work / "figures"), sep="\n")
+
+
+def thin(path: Path) -> None:
+    """Leave QUICK_CLOUDS clouds of an archive, evenly spaced."""
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    count = len(arrays["ids"])
+    chosen = np.linspace(0, count - 1, min(count, QUICK_CLOUDS)).astype(int)
+    whole = {"class_names"}
+    np.savez(path, **{name: each if name in whole else each[chosen] for name, each in arrays.items()})
 
 
 def write_tables() -> None:
-    """Write the table into both READMEs."""
-    for path in (HERE / "README.md", HERE.parent / "README.md"):
-        write_between(path, "adaptation", table())
-
-
-def line(name: str, found: list[dict[str, float]], branches: tuple[str, ...]) -> str:
-    """One row: mean ± standard deviation in percent; a branch that was not trained is left out."""
-    cells = []
-    for branch in ("point", "image", "both"):
-        values = [100 * each[branch] for each in found]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}" if branch in branches else "")
-    return f"| {name} | {' | '.join(cells)} | {len(found)} |"
+    """Write the tables into both READMEs, and the figures."""
+    results = read(RESULTS)
+    write_between(HERE / "README.md", "adaptation", full_tables(results))
+    write_between(HERE.parent / "README.md", "adaptation", short_table(results))
+    draw(results, FIGURES)
 
 
 def main() -> None:
@@ -140,23 +154,26 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
     parser.add_argument("--work", type=Path, required=True, help="folder for archives, bases and runs")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["p1-moderate", "p2"])
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, each on one thread")
+    parser.add_argument("--quick", action="store_true", help="a few clouds; write nothing but to WORK")
+    parser.add_argument(
+        "--results-only", action="store_true", help="measure, and leave tables and figures as they are"
+    )
     parser.add_argument(
         "--tables-only", action="store_true", help="write the tables from the results there are"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
-    if options.tables_only:
-        write_tables()
+    data, work = options.data.resolve(), options.work.resolve()
+    if options.quick:
+        quick(data, work / "adaptation-quick")
         return
-    work = options.work.resolve()
-    for seed in options.seeds:
-        for pair in options.pairs:
-            prepare(options.data.resolve(), pair, work / pair)
-            for mode in options.modes:
-                measure(pair, mode, seed, work)
-    write_tables()
+    if not options.tables_only:
+        measure_missing(options.pairs, options.rows, options.seeds, data, work, options.jobs)
+    if not options.results_only:
+        write_tables()
 
 
 if __name__ == "__main__":

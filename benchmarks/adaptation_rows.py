@@ -1,0 +1,66 @@
+"""The rows of the adaptation table: which options each one trains with, and what it answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from crossmost.config import SWITCHES, TrainConfig, make_config, recipe_values
+
+BRANCHES = ("point", "image", "both")
+READ_OUTS = ("selection", "exported", "collapse")
+"""Switches that decide which network of a training is kept, and change nothing in the training itself."""
+REFERENCE = "joint-reference"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to adapt.
+
+    Attributes:
+        name: in result files and tables.
+        training: name of the row whose training it reads its result from: its own, or another's.
+        options: besides those that all rows share.
+    """
+
+    name: str
+    training: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, shared: dict[str, Any]) -> TrainConfig:
+        """The options of the run."""
+        return make_config({**shared, **self.options})
+
+
+def published_augmentation() -> tuple[str, ...]:
+    """What the reference recipe sets besides the switches: the strong augmentation of the points."""
+    return tuple(name for name in recipe_values("reference") if name not in SWITCHES and name != "recipe")
+
+
+def repairs() -> dict[str, tuple[str, ...]]:
+    """Name of each repair, and the options of the reference recipe that it sets to the crossmost value."""
+    return {switch: (switch,) for switch in SWITCHES} | {"strong_augmentation": published_augmentation()}
+
+
+def repair_row(repair: str, options: tuple[str, ...]) -> Row:
+    """The reference recipe with one repair."""
+    repaired = {option: TrainConfig.model_fields[option].default for option in options}
+    training = REFERENCE if repair in READ_OUTS else f"repair-{repair}"
+    return Row(f"repair-{repair}", training, {"recipe": "reference", **repaired})
+
+
+MAIN = (
+    *(Row(mode, mode, {"mode": mode}) for mode in ("image-only", "point-only", "separate", "agreement")),
+    Row(REFERENCE, REFERENCE, {"recipe": "reference"}),
+    Row("joint", "joint"),
+)
+REPAIRS = tuple(repair_row(repair, options) for repair, options in repairs().items())
+ROWS = {row.name: row for row in (*MAIN, *REPAIRS)}
+ZERO_SHOT = "zero-shot"
+TITLES = {ZERO_SHOT: ZERO_SHOT} | {row.name: row.name for row in MAIN}
+TITLES |= {"joint": "joint (crossmost recipe)", REFERENCE: "joint (reference recipe)"}
+
+
+def answering(row: str) -> tuple[str, ...]:
+    """The branches that a row trains, and so may be asked."""
+    return {"point-only": ("point",), "image-only": ("image",)}.get(row, BRANCHES)

@@ -1,0 +1,140 @@
+"""benchmarks/adaptation*.py and paired.py without training: rows, the paired test, the chosen epoch, the tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import adaptation_rows as rows
+import adaptation_run as run
+import adaptation_table as table
+from paired import mcnemar, pack, unpack
+
+from crossmost.config import SWITCHES, TrainConfig, make_config
+
+SHARED = {"epochs": 2, "seed": 0}
+answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+@given(answers)
+def test_packed_answers_come_back(pairs):
+    right = np.array([first for first, _ in pairs])
+    assert np.array_equal(unpack(pack(right), len(right)), right)
+
+
+@given(answers)
+def test_mcnemar_is_the_two_sided_binomial_of_the_clouds_that_differ(pairs):
+    first, second = (np.array(each) for each in zip(*pairs, strict=True))
+    found = mcnemar(first, second)
+    won, lost = int((first & ~second).sum()), int((~first & second).sum())
+    n = won + lost
+    as_uneven = [k for k in range(n + 1) if abs(k - n / 2) >= abs(won - n / 2)]
+    assert (found.n, found.only_first, found.only_second) == (len(pairs), won, lost)
+    assert found.p == pytest.approx(sum(comb(n, k) for k in as_uneven) / 2**n)
+    assert found.p == mcnemar(second, first).p
+
+
+def test_mcnemar_of_known_counts():
+    first = np.array([True] * 10 + [False] * 2 + [True] * 50)
+    second = np.array([False] * 10 + [True] * 2 + [True] * 50)
+    assert mcnemar(first, second).p == pytest.approx(2 * (1 + 12 + 66) / 4096)
+    with pytest.raises(ValueError, match="the same clouds"):
+        mcnemar(first, second[1:])
+
+
+def test_each_repair_differs_from_the_reference_recipe_by_its_switch_alone():
+    reference = make_config({"recipe": "reference"}).model_dump()
+    repaired = TrainConfig().model_dump()
+    seen = set()
+    for row in rows.REPAIRS:
+        found = row.config({}).model_dump()
+        changed = {name for name in found if found[name] != reference[name]}
+        assert changed
+        assert all(found[name] == repaired[name] for name in changed)
+        assert row.name == "repair-strong_augmentation" or changed == {row.name.removeprefix("repair-")}
+        seen |= changed
+    assert seen >= SWITCHES.keys()
+    assert seen | {"recipe"} == {name for name in reference if reference[name] != repaired[name]}
+
+
+def test_every_row_reads_from_a_row_with_the_same_training():
+    for row in rows.ROWS.values():
+        config, trained = row.config(SHARED).model_dump(), rows.ROWS[row.training].config(SHARED).model_dump()
+        assert {name for name in config if config[name] != trained[name]} <= set(rows.READ_OUTS)
+
+
+def record(epoch: int, score: float, histogram: list[int]) -> dict:
+    return {
+        "epoch": epoch, "selection_score": score, "histogram": histogram, "kept_right": 0.5, "watched/kept": 0.8,
+        "watched/agreement": 0.6, "chosen_epoch": 0,
+    }  # fmt: skip
+
+
+RECORDS = [record(-1, 0.5, [5, 5, 5, 5]), record(0, 0.9, [4, 6, 5, 5]), record(1, 0.7, [0, 20, 0, 0])]
+
+
+@pytest.mark.parametrize(
+    ("options", "epoch"),
+    [({}, 0), ({"selection": "last"}, 0), ({"collapse": "ignore"}, 0),
+     ({"selection": "last", "collapse": "ignore"}, 1)],
+)  # fmt: skip
+def test_the_epoch_that_other_read_outs_would_have_kept(options, epoch):
+    assert run.chosen_epoch(RECORDS, make_config(options)) == epoch
+
+
+def right(*shares: float) -> dict[str, np.ndarray]:
+    return {branch: np.arange(10) < 10 * share for branch, share in zip(rows.BRANCHES, shares, strict=True)}
+
+
+def write(folder: Path, row: str, seed: int, points: float) -> dict:
+    found = {
+        run.ZERO_SHOT: right(0.4, 0.3, 0.5),
+        (-1, "teacher"): right(0.4, 0.3, 0.4), (-1, "student"): right(0.4, 0.3, 0.4),
+        (0, "teacher"): right(points, 0.5, points), (0, "student"): right(0.1, 0.1, 0.1),
+        (1, "teacher"): right(1.0, 1.0, 1.0), (1, "student"): right(0.2, 0.2, 0.2),
+    }  # fmt: skip
+    config = rows.ROWS[row].config(SHARED)
+    result = run.result(rows.ROWS[row], config, [{**each, "chosen_epoch": 0} for each in RECORDS], found)
+    result |= {"pair": "p2", "seed": seed, "machine": "a computer"}
+    (folder / f"p2_{row}_{seed}.json").write_text(json.dumps(result))
+    return result
+
+
+def test_tables_are_made_from_result_files(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path, "joint", seed, 0.9)
+        write(tmp_path, "point-only", seed, 0.5 + 0.2 * seed)
+    (tmp_path / "p2_separate_0.json").write_text('{"pair": "p2"}')  # of a version that the tables cannot use
+    results = table.read(tmp_path)
+    text = table.full_tables(results)
+    assert "| zero-shot | 40.0 ± 0.0 | 30.0 ± 0.0 | 50.0 ± 0.0 | 2 |" in text
+    assert "| point-only | 60.0 ± 14.1 |  |  | 2 |" in text
+    assert "| joint (crossmost recipe) | 90.0 ± 0.0 | 50.0 ± 0.0 | 90.0 ± 0.0 | 2 |" in text
+    assert f"| p2 | points | point-only | +30.0 | 6 | 0 | 20 | {2 / 2**6:.2f} |" in text
+    assert (
+        "| p2 | joint (crossmost recipe) | 50.0 ± 0.0 | 90.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 10.0 (at most 10.0)"
+        in text
+    )
+    assert "separate" not in text
+    assert table.short_table(results).splitlines()[-1] == "| joint (crossmost recipe) | 90.0 ± 0.0 |"
+
+
+def test_a_choice_that_the_run_did_not_make_is_refused(tmp_path):
+    found = {key: right(0.5, 0.5, 0.5) for key in (run.ZERO_SHOT, (0, "teacher"))}
+    records = [{**each, "chosen_epoch": 1} for each in RECORDS]
+    with pytest.raises(SystemExit, match="joint: chose epoch 1, expected 0"):
+        run.result(rows.ROWS["joint"], rows.ROWS["joint"].config(SHARED), records, found)
+
+
+def test_the_oracle_is_silent_where_epochs_were_not_kept(tmp_path):
+    result = write(tmp_path, "joint", 0, 0.9)
+    result["by_epoch"][2]["teacher"] = None
+    assert table.choice(result) is None

@@ -32,9 +32,9 @@ from export_parity import PAIR, SIZES, adapt, make_bases
 from latency_figure import draw
 from latency_table import RUNTIME, TORCH, table
 from tables import write_between
+from turns import keep, make_bundle, make_clouds, spread, stage_spreads, take_turns
 
 from crossmost.checkpoints.base import load_base, save_base
-from runtime import keep, make_bundle, make_clouds, spread, stage_spreads, take_turns
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "latency"

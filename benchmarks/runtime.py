@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from adaptation import crossmost, machine
-from export_parity import PAIR, SIZES, adapt, make_bases
-from pairs import prepare as prepare_pair
+from adaptation import machine
 from runtime_table import table
 from tables import write_between
-
-from crossmost.data.meshes import read_mesh
+from turns import keep, make_bundle, make_clouds, spread, stage_spreads, take_turns
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "runtime"
@@ -46,36 +43,7 @@ SETTINGS = (
 )  # fmt: skip
 """Card, points and batch."""
 THREADS = 2
-MESHES = 8
-PAUSE, BURST = 0.25, 4
-"""Seconds before each turn, until the threads of the turn before no longer spin; and calls a turn, the first of which
-is not counted: it finds the caches full of another way's weights."""
 SCALING = {"points": (1024, 2048, 4096, 8192, 16384, 32768), "groups": (32, 64, 128, 256, 512, 1024)}
-
-
-def make_bundle(card: str, work: Path, data: Path) -> tuple[Path, Path]:
-    """The run and the bundle of a card, once."""
-    prepare_pair(data, PAIR, work)
-    run, bundle = adapt(card, make_bases(work)[card], work), work / f"{card}-runtime.bundle"
-    if not (bundle / "manifest.json").is_file():
-        verify = [
-            "--verify",
-            work / PAIR / "target.npz",
-            "--split",
-            "test",
-            "--verify-clouds",
-            SIZES[card][1],
-        ]
-        crossmost("export", run, "--int8", "--out", bundle, *verify)
-    return run, bundle
-
-
-def make_clouds(data: Path, points: int, work: Path) -> Path:
-    """Some of the meshes as clouds (MESHES, points, 3) float32."""
-    path = work / f"meshes-{points}.npy"
-    meshes = sorted((data / "raw").iterdir())[:MESHES]
-    np.save(path, np.stack([read_mesh(mesh, points).xyz.astype(np.float32) for mesh in meshes]))
-    return path
 
 
 @contextmanager
@@ -93,23 +61,6 @@ def worker(way: str, source: Path, clouds: Path, batch: int) -> Iterator[subproc
             yield process
         finally:
             process.terminate()
-
-
-def take_turns(processes: dict[str, subprocess.Popen[str]], turns: int) -> dict[str, list[dict[str, Any]]]:
-    """Let each process answer a few times in turn, so often; gives all answers that count."""
-    answers: dict[str, list[dict[str, Any]]] = {way: [] for way in processes}
-    for _ in range(turns):
-        for way, process in processes.items():
-            assert process.stdin is not None
-            assert process.stdout is not None
-            time.sleep(PAUSE)
-            for call in range(BURST):
-                process.stdin.write("\n")
-                process.stdin.flush()
-                answer = json.loads(process.stdout.readline())
-                if call:
-                    answers[way].append(answer)
-    return answers
 
 
 def measure(card: str, points: int, batch: int, turns: int, data: Path, work: Path) -> dict[str, Any]:
@@ -147,16 +98,6 @@ def measure(card: str, points: int, batch: int, turns: int, data: Path, work: Pa
         },
         "parity": [check for check in manifest["parity"]["checks"] if check["graph"].startswith("encoder")],
     }  # fmt: skip
-
-
-def stage_spreads(answers: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Quartiles of each stage."""
-    return {stage: spread([each["seconds"][stage] for each in answers]) for stage in answers[0]["seconds"]}
-
-
-def spread(values: Any) -> list[float]:
-    """First quartile, median and third quartile."""
-    return [float(value) for value in np.percentile(np.asarray(values, dtype=float), [25, 50, 75])]
 
 
 def measure_scaling(turns: int, data: Path, work: Path) -> dict[str, Any]:
@@ -216,15 +157,6 @@ def measure_install() -> dict[str, Any]:
 def folder_bytes(folder: Path) -> int:
     """Sizes of all files in a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def keep(name: str, results: Path, measured: Callable[[], dict[str, Any]]) -> None:
-    """Measure and write a result, once."""
-    path = results / f"{name}.json"
-    if not path.is_file():
-        results.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measured(), indent=1) + "\n")
-        print(f"{name}: done", file=sys.stderr)
 
 
 def soak(predictions: int, data: Path, work: Path) -> dict[str, Any]:

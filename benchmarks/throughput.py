@@ -31,6 +31,7 @@ from adaptation import machine
 from tables import write_between
 from throughput_table import WAYS, table
 from throughput_worker import ARCHIVE, BASE, CLASSES, PICTURES, VIEWS
+from turns import PAUSE, keep, spread
 
 from crossmost.checkpoints.base import Architecture, save_base
 from crossmost.data.meshes import read_mesh
@@ -41,7 +42,6 @@ from crossmost.models.student import DualEncoder
 from crossmost.runtime.preprocess import normalize
 from crossmost.runtime.vocabulary import Vocabulary
 from crossmost.workflows import tiny_image_tower
-from runtime import PAUSE, keep, spread
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "throughput"

@@ -130,7 +130,7 @@ class TestData:
         (line,) = [line for line in result.stderr.splitlines() if "skipped" in line]
         assert "skipped 1 file" in line
         assert "CHAIR/broken" in line
-        assert "CHAIR/broken" in (tmp_path / "run" / "report.html").read_text()
+        assert "CHAIR/broken" in (tmp_path / "run" / "report.html").read_text("utf-8")
         assert "top-1 on 19 clouds" in result.stderr
 
     def test_truncated_plys_among_few_are_refused(self, train: Arguments, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ class TestFewPoints:
         result = invoke(*train(data=write_shapes(tmp_path / "few.npz", points=points)))
         assert result.exit_code == 0, result.stderr
         assert "skipped" not in result.stderr
-        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines():
             assert None not in json.loads(line).values()
 
 
@@ -403,7 +403,7 @@ class TestOptions:
     def test_a_file_in_the_place_of_the_run(self, train: Arguments, tmp_path: Path) -> None:
         (tmp_path / "run").write_text("mine")
         assert "run" in refused(*train())
-        assert (tmp_path / "run").read_text() == "mine"
+        assert (tmp_path / "run").read_text("utf-8") == "mine"
 
     def test_a_disk_that_is_full(
         self, train: Arguments, tmp_path: Path, full_disk: Callable[[int], Any]
@@ -480,7 +480,7 @@ class TestFlow:
         found = json.loads(evaluated.stdout)
         shape_of_eval(found)
         assert (found["n"], found["split"]) == (24, "all")
-        assert json.loads((run / "evaluation.json").read_text()) == found
+        assert json.loads((run / "evaluation.json").read_text("utf-8")) == found
         for_people = invoke("eval", run, shapes_file, "--device", "cpu").stdout
         for branch, top1 in found["adapted"].items():
             assert any(branch in line and f"{top1:.1%}" in line for line in for_people.splitlines())
@@ -489,7 +489,7 @@ class TestFlow:
         result, run = split_run
         assert result.exit_code == 0, result.stderr
         assert "top-1 on 8 clouds (test)" in result.stderr
-        made = json.loads((run / "provenance.json").read_text())
+        made = json.loads((run / "provenance.json").read_text("utf-8"))
         assert (made["clouds"], made["split"]) == (16, "train")
 
     def test_an_epoch_is_one_line_where_there_is_no_terminal(self, split_run: tuple[Result, Path]) -> None:

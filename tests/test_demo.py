@@ -45,7 +45,7 @@ def test_the_command_writes_its_summary_and_everything_behind_it(tmp_path: Path)
     out = tmp_path / "demo"
     result = CliRunner().invoke(app, ["demo", "--out", str(out), "--seed", "3"])
     assert result.exit_code == 0, result.stderr
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text("utf-8"))
     assert summary.keys() == {"seed", "seconds", "n_test", "zero_shot", "adapted", "run"}
     assert (summary["seed"], summary["n_test"], summary["run"]) == (3, 12, str(out / "run"))
     assert summary["seconds"] > 0
@@ -63,7 +63,7 @@ def test_the_command_writes_its_summary_and_everything_behind_it(tmp_path: Path)
     assert again.exit_code == 2
     assert again.stderr.startswith("error: ")
     assert again.stderr.count("\n") == 1
-    assert json.loads((out / "summary.json").read_text()) == summary
+    assert json.loads((out / "summary.json").read_text("utf-8")) == summary
 
 
 @pytest.mark.usefixtures("small")

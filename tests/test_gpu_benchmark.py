@@ -215,7 +215,7 @@ def script(driver: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path
 
 def result_of(folder: Path) -> dict[str, Any]:
     (path,) = folder.glob("*.json")
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return found
 
 
@@ -343,12 +343,12 @@ def test_a_failure_is_named_and_written_and_leaves_the_readme(
     out, err = capsys.readouterr()
     assert err.count("FAILED: ") == 6
     assert "checks FAILED; a short run" in out
-    assert (script / "README.md").read_text() == MARKS
+    assert (script / "README.md").read_text("utf-8") == MARKS
 
 
 def test_a_short_run_leaves_the_readme(script: Path, bundle: Callable[[str], Path]) -> None:
     assert gpu.main([str(bundle("fp32")), "--out", str(script / "results"), "--quick"]) == 0
-    assert (script / "README.md").read_text() == MARKS
+    assert (script / "README.md").read_text("utf-8") == MARKS
     assert result_of(script / "results")["quick"]
     assert gpu_table.table(script / "results") == ""
 
@@ -656,13 +656,14 @@ def test_the_file_is_named_after_the_gpu_and_names_no_folder_of_the_machine(tmp_
     path = gpu.write(made_up(gpu="NVIDIA  H100 (80GB)", refused=why), tmp_path / "out", [bundle])
     assert path == tmp_path / "out" / "nvidia-h100-80gb-2001-01-01.json"
     assert (
-        json.loads(path.read_text())["refused"]["tensorrt"] == "no engine in x.bundle/engines, nor in .cache"
+        json.loads(path.read_text("utf-8"))["refused"]["tensorrt"]
+        == "no engine in x.bundle/engines, nor in .cache"
     )
 
 
 def test_no_result_came_without_a_gpu() -> None:
     """Whatever is committed says which GPU it is from, and that the proof was made."""
     for path in (ROOT / "benchmarks" / "results" / "gpu").glob("*.json"):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text("utf-8"))
         assert result["gpu"]
         assert result["proof"]["checks"]

@@ -135,8 +135,8 @@ def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch
     ]
     (tmp_path / f"{settings[0].name}.json").write_text("{}")
     latency.sweep(settings[:2], float("inf"), tmp_path, tmp_path, tmp_path)
-    assert (tmp_path / "64_2048_1_2.json").read_text() == "{}"
-    assert json.loads((tmp_path / "128_2048_1_2.json").read_text()) == {"groups": 128}
+    assert (tmp_path / "64_2048_1_2.json").read_text("utf-8") == "{}"
+    assert json.loads((tmp_path / "128_2048_1_2.json").read_text("utf-8")) == {"groups": 128}
     assert started == [(way, 2) for way in latency.WAYS]
     latency.sweep(settings, -1.0, tmp_path, tmp_path, tmp_path)
     assert not (tmp_path / "64_2048_1_1.json").exists()

@@ -24,7 +24,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
 PACKAGE_FOLDERS = {"crossmost": "crossmost", **PROJECT["tool"]["setuptools"]["package-dir"]}
 """Folder of the checkout by package: `crossmost.runtime` is `runtime`."""

@@ -52,7 +52,7 @@ def test_the_table_is_in_the_order_of_the_zoo(benchmark: ModuleType, tmp_path: P
 def test_what_was_measured_is_not_measured_again(benchmark: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "uni3d-g.json").write_text("{}")
     benchmark.measure(find("uni3d-g"), tmp_path / "no data", tmp_path / "no work", tmp_path, quick=False)
-    assert (tmp_path / "uni3d-g.json").read_text() == "{}"
+    assert (tmp_path / "uni3d-g.json").read_text("utf-8") == "{}"
 
 
 def test_its_base_can_be_exported_with_its_class_vectors(benchmark: ModuleType, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     def copy(checkpoint: Path, out: Path, *, name: str) -> None:
         given.append(checkpoint)
         time.sleep(0.05)
-        out.write_text(f"{name} from {checkpoint.read_text()}")
+        out.write_text(f"{name} from {checkpoint.read_text('utf-8')}")
 
     monkeypatch.setattr(convert, "convert_checkpoint", copy)
     return given
@@ -202,7 +202,7 @@ def test_a_name_is_fetched_and_converted_once(hub: list[Any], conversions: list[
     said: list[str] = []
     base = zoo.resolve(Path(model.name), said.append)
     assert base == cache / "bases" / "ulip2-pointbert.safetensors"
-    assert base.read_text() == f"ulip2-pointbert from {model.file.path}"
+    assert base.read_text("utf-8") == f"ulip2-pointbert from {model.file.path}"
     assert hub == [("SFXX/ulip", model.file.path, "dataset", "main")]
     assert model.file.url in said[0]
     assert zoo.fetch(model.name) == base
@@ -243,7 +243,7 @@ def test_without_a_network_one_line_says_what_to_put_where(
     )
     place.parent.mkdir(parents=True)
     place.write_text("by hand")
-    assert zoo.fetch(model.name).read_text() == f"{model.name} from by hand"
+    assert zoo.fetch(model.name).read_text("utf-8") == f"{model.name} from by hand"
     assert conversions == [place]
 
 

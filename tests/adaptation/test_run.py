@@ -113,7 +113,7 @@ class TestFiles:
         assert make_config(read_options(finished_run / "config.yaml")) == tiny_config()
 
     def test_one_record_an_epoch_zero_shot_first(self, finished_run: Path) -> None:
-        lines = (finished_run / "metrics.jsonl").read_text().splitlines()
+        lines = (finished_run / "metrics.jsonl").read_text("utf-8").splitlines()
         records = [json.loads(line) for line in lines]
         assert [record["epoch"] for record in records] == [-1, 0, 1]
         assert "loss" not in records[0]
@@ -127,7 +127,9 @@ class TestFiles:
             assert stored["ids"].tolist() == [f"shape{index}" for index in range(24)]
             assert stored["epoch"].tolist() == [-1, 0, 1]
             labels = stored["labels"]
-        records = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line) for line in (finished_run / "metrics.jsonl").read_text("utf-8").splitlines()
+        ]
         for row, record in zip(labels, records, strict=True):
             assert (row >= 0).mean() == pytest.approx(record["watched/kept"])
             predicted = np.where(row >= 0, row, -1 - row)
@@ -145,7 +147,9 @@ class TestFiles:
         zero_shot = loaded.zero_shot.state_dict()
         assert all(torch.equal(zero_shot[key], value) for key, value in base.items())
         assert any(not torch.equal(weights["student"][key], value) for key, value in base.items())
-        records = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line) for line in (finished_run / "metrics.jsonl").read_text("utf-8").splitlines()
+        ]
         chosen = next(record for record in records if record["epoch"] == records[-1]["chosen_epoch"])
         for moment, record in (("zero_shot", records[0]), ("adapted", chosen)):
             expected = (record["temperature/point"], record["temperature/image"])
@@ -157,7 +161,7 @@ class TestFiles:
         run = folder("run").train(shapes, tiny_config())
         assert len(run.batches) == 6
         assert all({"loss", "kept", "agreement"} <= figures.keys() for figures in run.batches)
-        lines = (run.path / "metrics.jsonl").read_text().splitlines()
+        lines = (run.path / "metrics.jsonl").read_text("utf-8").splitlines()
         assert [json.loads(line) for line in lines] == run.epochs
 
 

@@ -492,7 +492,7 @@ def test_an_existing_base_is_replaced_on_demand_only(tmp_path: Path, published: 
     (tmp_path / "base.safetensors").write_text("mine")
     with pytest.raises(InputError, match="--overwrite"):
         convert(tmp_path, content, overwrite=False)
-    assert (tmp_path / "base.safetensors").read_text() == "mine"
+    assert (tmp_path / "base.safetensors").read_text("utf-8") == "mine"
     convert(tmp_path, content)
     (tmp_path / "base.safetensors").unlink()
     (tmp_path / "base.classes.npz").write_text("mine")

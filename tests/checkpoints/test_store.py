@@ -252,14 +252,17 @@ class TestAtomicFiles:
         store.write_json_atomic(
             tmp_path / "a.json", {"x": (1, 2.5), "bad": [float("nan"), {"y": -float("inf")}]}
         )
-        assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1, 2.5], "bad": [None, {"y": None}]}
+        assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {
+            "x": [1, 2.5],
+            "bad": [None, {"y": None}],
+        }
         assert sorted(os.listdir(tmp_path)) == ["a.json", "a.txt"]
 
     def test_json_that_cannot_be_written_leaves_the_old_file(self, tmp_path: Path) -> None:
         store.write_json_atomic(tmp_path / "a.json", [1])
         with pytest.raises(TypeError):
             store.write_json_atomic(tmp_path / "a.json", [object()])
-        assert json.loads((tmp_path / "a.json").read_text()) == [1]
+        assert json.loads((tmp_path / "a.json").read_text("utf-8")) == [1]
 
     def test_a_full_disk_leaves_the_old_file_and_no_litter(self, tmp_path: Path) -> None:
         writers = {
@@ -286,7 +289,7 @@ class TestAtomicFiles:
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(WorkFailed, match="No space left on device"):
             store.write_text_atomic(tmp_path / "a.txt", "new")
-        assert (tmp_path / "a.txt").read_text() == "old"
+        assert (tmp_path / "a.txt").read_text("utf-8") == "old"
         assert os.listdir(tmp_path) == ["a.txt"]
 
     def test_an_interrupt_leaves_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +301,7 @@ class TestAtomicFiles:
         monkeypatch.setattr(os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             store.write_text_atomic(tmp_path / "a.txt", "new")
-        assert (tmp_path / "a.txt").read_text() == "old"
+        assert (tmp_path / "a.txt").read_text("utf-8") == "old"
         assert os.listdir(tmp_path) == ["a.txt"]
 
     def test_a_folder_that_is_not_there_or_in_the_way(self, tmp_path: Path) -> None:

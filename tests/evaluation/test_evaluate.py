@@ -190,7 +190,9 @@ class TestRunReport:
     def test_without_labels(self, run: Run, shapes: CloudDataset) -> None:
         plain = shapes.unlabelled()
         evaluation = evaluate_run(run, plain, device="cpu")
-        labelled = write_run_report(run, evaluate_run(run, shapes, device="cpu"), shapes, shapes).read_text()
+        labelled = write_run_report(run, evaluate_run(run, shapes, device="cpu"), shapes, shapes).read_text(
+            "utf-8"
+        )
         text = write_run_report(run, evaluation, plain, plain).read_text(encoding="utf-8")
         assert text != labelled
         assert "onfusion" in labelled
@@ -200,15 +202,17 @@ class TestRunReport:
         self, run: Run, tmp_path: Path, write_shapes: WriteShapes, open_shapes: OpenShapes
     ) -> None:
         other = open_shapes(write_shapes(tmp_path / "held-out.npz", 8, seed=5))
-        text = write_run_report(run, evaluate_run(run, other, device="cpu"), other, None).read_text()
+        text = write_run_report(run, evaluate_run(run, other, device="cpu"), other, None).read_text("utf-8")
         assert "held-out" in text
         assert "shapes, split all, 24 clouds, without labels" in text
 
     def test_skipped_files_and_a_stop_are_warned_of(self, run: Run, damaged: CloudDataset) -> None:
-        lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+        lines = (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()
         last = json.loads(lines[-1]) | {"stopped": "the pseudo-labels have collapsed"}
         (run.folder / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
-        text = write_run_report(run, evaluate_run(run, damaged, device="cpu"), damaged, damaged).read_text()
+        text = write_run_report(run, evaluate_run(run, damaged, device="cpu"), damaged, damaged).read_text(
+            "utf-8"
+        )
         assert "The run stopped itself: the pseudo-labels have collapsed." in text
         assert "2 files could not be read" in text
         assert "shape4" in text

@@ -168,7 +168,7 @@ def test_a_bundle_that_holds_files_of_others_is_not_replaced(old: Path, name: st
     (old / name).write_text("mine")
     with pytest.raises(InputError, match=f"only files of the bundle to overwrite, found {name}"):
         write_bundle(old, forbidden, overwrite=True)
-    assert (old / name).read_text() == "mine"
+    assert (old / name).read_text("utf-8") == "mine"
 
 
 def test_a_link_to_others_folders_is_not_replaced(old: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_parent_that_is_a_file_fails_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(WorkFailed, match="cannot write the bundle"):
         write_bundle(tmp_path / "file" / "scans.bundle", forbidden, overwrite=False)
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text("utf-8") == "mine"
 
 
 # Failures
@@ -377,4 +377,4 @@ def test_an_old_one_that_cannot_be_removed_is_no_failure(old: Path, monkeypatch:
 def test_a_copied_bundle_is_a_bundle(old: Path, tmp_path: Path) -> None:
     shutil.copytree(old, tmp_path / "copy")
     assert content_of(tmp_path / "copy") == b"old"
-    assert json.loads((tmp_path / "copy" / "manifest.json").read_text())["schema"] == 1
+    assert json.loads((tmp_path / "copy" / "manifest.json").read_text("utf-8"))["schema"] == 1

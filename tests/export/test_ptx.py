@@ -24,12 +24,12 @@ def test_the_ptx_is_that_of_the_source(tmp_path: Path) -> None:
     written = compile_kernels(tmp_path)
     assert len(written) == len(ARCHITECTURES)
     for path in written:
-        assert path.read_text() == (KERNELS / path.name).read_text(), path.name
+        assert path.read_text("utf-8") == (KERNELS / path.name).read_text("utf-8"), path.name
 
 
 @pytest.mark.parametrize("architecture", [75, 80, 90])
 def test_any_architecture_that_nvrtc_knows(architecture: int) -> None:
-    ptx = compile_ptx(SOURCE.read_text(), architecture)
+    ptx = compile_ptx(SOURCE.read_text("utf-8"), architecture)
     assert ptx_version(ptx) <= (8, 1)
     assert f".target sm_{architecture}\n" in ptx
 

@@ -151,7 +151,7 @@ def peak() -> Callable[[Callable[[], Any]], int]:
         pytest.skip("the system does not tell a process its peak memory")
 
     def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
     def measure(call: Callable[[], Any]) -> int:

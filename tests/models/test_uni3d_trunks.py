@@ -104,7 +104,7 @@ def test_the_published_keys_and_shapes(name: str, layout: str) -> None:
     path = LAYOUTS / f"{layout}.json"
     if not path.is_file():
         pytest.skip("the layouts of the published files are not here")
-    facts = json.loads(path.read_text())
+    facts = json.loads(path.read_text("utf-8"))
     left_out = tuple(each.removesuffix("*") for each in facts["unused_by_the_embedding"])
     published = {
         key.removeprefix("point_encoder."): tuple(shape[:2] if "conv" in key else shape)

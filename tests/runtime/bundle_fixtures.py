@@ -100,7 +100,7 @@ def altered(exported: Path, tmp_path: Path) -> Callable[..., Path]:
     def alter(**entries: Any) -> Path:
         bundle = tmp_path / "altered.bundle"
         shutil.copytree(exported, bundle)
-        manifest = json.loads((bundle / "manifest.json").read_text())
+        manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
         for key, value in entries.items():
             (manifest if key in manifest else manifest["encoder"])[key] = value
         (bundle / "manifest.json").write_text(json.dumps(manifest))

@@ -35,7 +35,7 @@ def test_names_are_embedded_like_the_bundles_own(speaking):
 def test_underscores_stay_where_the_export_found_that_they_did(speaking, tmp_path):
     bundle = tmp_path / "copy"
     shutil.copytree(speaking, bundle)
-    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
     manifest["provenance"] = {"text_encoder": {"spaces": False}}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     kept, spaced = (choice(each).bank(["night_stand"]).vocabulary.embeddings for each in (bundle, speaking))
@@ -117,7 +117,7 @@ def tagged(exported, tmp_path):
     def make(text):
         bundle = tmp_path / "tagged.bundle"
         shutil.copytree(exported, bundle)
-        manifest = json.loads((bundle / "manifest.json").read_text())
+        manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
         manifest["provenance"]["text"] = text
         (bundle / "manifest.json").write_text(json.dumps(manifest))
         return bundle

@@ -15,7 +15,10 @@ from crossmost.runtime import cuda_kernels
 from crossmost.runtime.cuda_kernels import ARCHITECTURES, KERNELS, CudaError, InvalidLaunch, SamplingKernels
 
 GPUS = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
-PTX = {architecture: (KERNELS / f"sampling_{architecture}.ptx").read_text() for architecture in ARCHITECTURES}
+PTX = {
+    architecture: (KERNELS / f"sampling_{architecture}.ptx").read_text("utf-8")
+    for architecture in ARCHITECTURES
+}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -28,7 +28,7 @@ class Sampled(NamedTuple):
 
 
 def ptx_of(architecture: int) -> str:
-    return (KERNELS / f"sampling_{architecture}.ptx").read_text()
+    return (KERNELS / f"sampling_{architecture}.ptx").read_text("utf-8")
 
 
 Run = Callable[..., Sampled]

@@ -252,5 +252,6 @@ def short_table(results: Sequence[Result]) -> str:
             mean_and_spread(lines[name].values("point")) if name in lines else ""
             for lines in by_pair.values()
         ]
-        rows.append([TITLES[name], *cells])
+        if any(cells):
+            rows.append([TITLES[name], *cells])
     return "\n" + markdown(["points", *by_pair], rows)

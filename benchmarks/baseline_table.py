@@ -52,11 +52,11 @@ def load_rows(results: Path, adapted: Path) -> list[Row]:
 
 
 def percent(values: Sequence[float]) -> str:
-    """Mean ± standard deviation over the seeds, in percent; nothing where there is no value."""
+    """Mean ± standard deviation over the seeds, in percent; one seed has no spread, and no value no mean."""
     if not values:
         return ""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
 def line(name: str, rows: Sequence[Row]) -> str:

@@ -61,11 +61,11 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting(64, 2048, 1, 2, 6),
-    Setting(64, 1024, 1, 2, 5), Setting(64, 4096, 1, 2, 5), Setting(64, 8192, 1, 2, 5),
-    Setting(64, 2048, 2, 2, 5), Setting(64, 2048, 4, 2, 4), Setting(64, 2048, 8, 2, 3),
-    Setting(128, 8192, 1, 2, 5), Setting(256, 8192, 1, 2, 4), Setting(512, 8192, 1, 2, 3),
-    Setting(64, 2048, 1, 1, 5), Setting(512, 8192, 1, 1, 2),
+    Setting(64, 2048, 1, 2, 5),
+    Setting(64, 1024, 1, 2, 4), Setting(64, 4096, 1, 2, 4), Setting(64, 8192, 1, 2, 4),
+    Setting(64, 2048, 2, 2, 4), Setting(64, 2048, 4, 2, 3), Setting(64, 2048, 8, 2, 2),
+    Setting(128, 8192, 1, 2, 4), Setting(256, 8192, 1, 2, 3), Setting(512, 8192, 1, 2, 3),
+    Setting(64, 2048, 1, 1, 4), Setting(512, 8192, 1, 1, 2),
 )  # fmt: skip
 QUICK = (Setting(64, 1024, 1, 2, 2), Setting(64, 2048, 1, 2, 2), Setting(64, 8192, 1, 2, 2))
 

@@ -1,4 +1,4 @@
-"""Samples of the published method, one at a time in NumPy, timm and torchvision (METHOD 1.1, 2.3, 2.4).
+"""Samples of the published method, one at a time in NumPy, torch, timm and torchvision (METHOD 1.1, 2.3, 2.4).
 
 Views are pictures on the disk and a random one is opened at every access; the student's cloud is filled up to 8192
 points through the distances of all its points to each other, which are made even where nothing is missing. The up
@@ -69,7 +69,8 @@ def filled(points: Points, rng: np.random.Generator) -> Points:
     missing = FILLED - len(points)
     if missing <= 0:
         return points
-    neighbors = np.argpartition(distances, NEIGHBORS - 1, axis=1)[:, :NEIGHBORS]
+    # NumPy's argpartition takes ten times as long.
+    neighbors = torch.from_numpy(distances).topk(NEIGHBORS, dim=1, largest=False).indices.numpy()
     picked = rng.integers(len(points), size=missing)
     return np.concatenate([points, points[neighbors[picked]].mean(axis=1)])
 

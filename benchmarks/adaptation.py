@@ -35,7 +35,7 @@ from tables import write_between
 HERE = Path(__file__).resolve().parent
 RESULTS, FIGURES = HERE / "results" / "adaptation", HERE / "figures"
 PRETRAIN_EPOCHS = 16
-EPOCHS = {"p1": 5, "p2": 2, "p3": 10}
+EPOCHS = {"p1": 5, "p2": 3, "p3": 10}
 OPTIONS = {"views": 2, "watched": 512}
 QUICK_PAIR, QUICK_ROWS, QUICK_CLOUDS = "p3", ("point-only", "joint-reference", "joint"), 256
 QUICK_OPTIONS = {"views": 1, "watched": 64, "epochs": 1, "batch_size": 16, "seed": 0}

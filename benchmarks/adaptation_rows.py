@@ -52,6 +52,8 @@ def repair_row(repair: str, options: tuple[str, ...]) -> Row:
 MAIN = (
     *(Row(mode, mode, {"mode": mode}) for mode in ("image-only", "point-only", "separate", "agreement")),
     Row(REFERENCE, REFERENCE, {"recipe": "reference"}),
+    Row("joint-uncentered", "joint-uncentered", {"center": "none"}),
+    Row("joint-unanchored", "joint-unanchored", {"anchor": "none"}),
     Row("joint", "joint"),
 )
 REPAIRS = tuple(repair_row(repair, options) for repair, options in repairs().items())
@@ -59,6 +61,7 @@ ROWS = {row.name: row for row in (*MAIN, *REPAIRS)}
 ZERO_SHOT = "zero-shot"
 TITLES = {ZERO_SHOT: ZERO_SHOT} | {row.name: row.name for row in MAIN}
 TITLES |= {"joint": "joint (crossmost recipe)", REFERENCE: "joint (reference recipe)"}
+TITLES |= {"joint-uncentered": "joint without centers", "joint-unanchored": "joint without the anchor"}
 
 
 def answering(row: str) -> tuple[str, ...]:

@@ -125,10 +125,9 @@ def networks(run: Run, records: Sequence[Mapping[str, Any]]) -> dict[tuple[int, 
                 stored[record["epoch"], name] = load_weights(path).tensors
     found = {}
     for (epoch, name), weights in stored.items():
-        if epoch >= 0:
-            network = build_student(run.zero_shot, run.architecture, run.vocabulary, run.config)
-            fill_weights(network, dict(weights), run.folder)
-            found[epoch, name] = network
+        network = build_student(run.zero_shot, run.architecture, run.vocabulary, run.config)
+        fill_weights(network, dict(weights), run.folder)
+        found[epoch, name] = network
     return found
 
 
@@ -165,7 +164,6 @@ def measure(folder: Path, target: Path) -> tuple[list[dict[str, Any]], dict[tupl
         for (epoch, name), network in networks(run, records).items()
     }
     before = test.look(run.zero_shot)
-    right |= {(-1, name): test.right(before, dials[-1]) for name in NAMES}
     right[ZERO_SHOT] = test.right(before, (1.0, 1.0))
     kept_right = pseudo_label_accuracy(
         folder, Reading().open(target, run.architecture.point, "train"), run.vocabulary.names

@@ -34,7 +34,6 @@ def compiled_way(run: Path, threads: int) -> Way:
 
     from crossmost.export.source import load_exportable
     from crossmost.models.grouping import farthest_point_indices, gather_points, nearest_indices
-    from crossmost.models.student import unit
     from crossmost.runtime.preprocess import prepare
 
     torch.set_num_threads(threads)
@@ -46,7 +45,7 @@ def compiled_way(run: Path, threads: int) -> Way:
         return patches - centers[:, :, None]
 
     def encode(patches: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-        return unit(encoder(patches, centers).feature @ source.projection)
+        return source.head(encoder(patches, centers).feature)
 
     fast_cut, fast_encode = (torch.compile(step, dynamic=False) for step in (cut, encode))
 

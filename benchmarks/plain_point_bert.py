@@ -84,7 +84,7 @@ class PlainAttention(nn.Module):
 
 
 def plain_path(
-    encoder: PointBert, projection: Tensor
+    encoder: PointBert, head: nn.Module
 ) -> tuple[
     Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]
 ]:
@@ -116,6 +116,6 @@ def plain_path(
             x = x + block.mlp.fc2(nn.functional.gelu(hidden))
         x = encoder.norm(x)
         feature = torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1)
-        return nn.functional.normalize(feature @ projection, dim=-1)
+        return head(feature)
 
     return sample, cut, encode

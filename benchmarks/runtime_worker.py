@@ -85,7 +85,6 @@ def runtime_way(precision: str, bundle: Path, threads: int) -> Way:
 def eager_way(run: Path, threads: int) -> Way:
     """The same weights in torch, in the trainer's own module, with FPS as a loop."""
     from crossmost.models.grouping import farthest_point_indices, gather_points, nearest_indices
-    from crossmost.models.student import unit
 
     def steps(source: Exportable) -> Steps:
         encoder, card = source.encoder, source.encoder.card
@@ -100,7 +99,7 @@ def eager_way(run: Path, threads: int) -> Way:
             )
 
         def encode(patches: Tensor, centers: Tensor) -> Tensor:
-            return unit(encoder(patches, centers).feature @ source.projection)
+            return source.head(encoder(patches, centers).feature)
 
         return sample, cut, encode
 
@@ -111,7 +110,7 @@ def plain_way(run: Path, threads: int) -> Way:
     """The same weights in the form the field publishes; see plain_point_bert.py."""
     from plain_point_bert import plain_path
 
-    return torch_way(run, threads, lambda source: plain_path(source.encoder, source.projection))
+    return torch_way(run, threads, lambda source: plain_path(source.encoder, source.head))
 
 
 def torch_way(run: Path, threads: int, steps: Callable[[Exportable], Steps]) -> Way:

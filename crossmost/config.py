@@ -88,6 +88,8 @@ class TrainConfig(BaseModel):
     image_divisor: Literal["sequence", "channels"] = "channels"
     alignment: Literal["instance", "pseudo-label"] = "pseudo-label"
     joint_label: Literal["winner", "average"] = "average"
+    center: Literal["none", "target"] = "target"
+    anchor: Literal["none", "base"] = "base"
     threshold: Literal["fixed", "adaptive"] = "adaptive"
     teacher_views: Literal["one", "mean"] = "mean"
     batch_norm: Literal["live", "frozen"] = "frozen"
@@ -102,6 +104,7 @@ class TrainConfig(BaseModel):
 
     # What the switches need
     alignment_temperature: float = Field(0.1, gt=0)
+    anchor_share: float = Field(0.5, gt=0, le=1, description="of the way from the base to the average")
     kept_share: float = Field(0.8, gt=0, le=1, description="of the predictions of each class, the surest")
     prior_momentum: float = Field(0.9, ge=0, lt=1, description="of the moving average behind fairness")
     class_prior: tuple[float, ...] | None = Field(None, description="expected class shares; None: uniform")
@@ -123,6 +126,8 @@ SWITCHES: dict[str, str] = {
     "image_divisor": "sequence",
     "alignment": "instance",
     "joint_label": "winner",
+    "center": "none",
+    "anchor": "none",
     "threshold": "fixed",
     "teacher_views": "one",
     "batch_norm": "live",

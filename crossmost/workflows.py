@@ -278,7 +278,7 @@ def embed_clouds(model: Path, paths: Sequence[Path], reading: Reading) -> NDArra
     card = network.point_encoder.card
     datasets = [reading.open(path, card) for path in paths]
     clouds = (dataset.load(index) for dataset in datasets for index in range(len(dataset)))
-    return embed_points(network.point_encoder, network.point_projection, clouds)
+    return embed_points(network.point_encoder, network.point_head(), clouds)
 
 
 def list_cards() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from crossmost.export.architectures import exported
 from crossmost.export.precision import DTYPES, Precision
 from crossmost.models.point_encoder import PointEncoder
-from crossmost.models.student import unit
+from crossmost.models.student import Projection
 
 
 class EncoderGraph(nn.Module):
@@ -19,12 +19,12 @@ class EncoderGraph(nn.Module):
     the position code in float32; the projection and the scaling to unit length are float32 again (DESIGN 6).
     """
 
-    def __init__(self, encoder: PointEncoder, projection: Tensor, precision: Precision):
+    def __init__(self, encoder: PointEncoder, head: Projection, precision: Precision):
         """Copy and cast an encoder.
 
         Args:
             encoder: in evaluation mode; left as it is.
-            projection: (F, D) float32.
+            head: turns its features into embeddings; left as it is.
             precision: of everything that is no float32 island.
         """
         super().__init__()
@@ -33,10 +33,10 @@ class EncoderGraph(nn.Module):
         del narrow.lm_head, narrow.patch_head  # masked modelling is over
         exported(narrow, self.dtype)
         self.encoder = narrow
-        self.projection = nn.Parameter(projection.detach().float().clone(), requires_grad=False)
+        self.projection = copy.deepcopy(head)
         self.eval()
 
     def forward(self, patches: Tensor, centers: Tensor) -> Tensor:
         """(B, G, K, C) and (B, G, 3) float32 to (B, D) float32 unit rows."""
         features = self.encoder(patches.to(self.dtype), centers)
-        return unit(features.feature.float() @ self.projection)
+        return self.projection(features.feature)

@@ -26,7 +26,6 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
-from torch import Tensor
 
 from crossmost import __version__
 from crossmost.errors import InputError
@@ -42,6 +41,7 @@ from crossmost.export.weights import save_with_weights
 from crossmost.models.clip import quiet_logging
 from crossmost.models.point_cards import PointCard
 from crossmost.models.point_encoder import PointEncoder
+from crossmost.models.student import Projection
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.orientation import turn
 from crossmost.runtime.preprocess import prepare
@@ -149,7 +149,7 @@ def feed(cloud: NDArray[np.float32], card: PointCard) -> dict[str, NDArray[np.fl
 def int8_checks(
     folder: Path,
     encoder: PointEncoder,
-    projection: Tensor,
+    head: Projection,
     bank: ClassBank,
     clouds: VerificationClouds,
     *,
@@ -161,7 +161,7 @@ def int8_checks(
     Args:
         folder: of the bundle that is made.
         encoder: in evaluation mode, float32, on the CPU.
-        projection: (F, D) float32.
+        head: behind the encoder.
         bank: whose top-1 class must stay.
         clouds: at least one.
         batches: smallest, typical and largest size.
@@ -171,6 +171,6 @@ def int8_checks(
         InputError: a cloud that the encoder cannot read.
     """
     fed = feed_clouds(clouds, encoder.card)
-    torch_side = Verification(encoder, projection, "fp32", bank, fed, batches, threads)
+    torch_side = Verification(encoder, head, "fp32", bank, fed, batches, threads)
     comparison = Comparison("int8 in ONNX Runtime", INT8, folder / INT8, "fp32", torch_side.expected, GATES)
     return torch_side.run(comparison)[0]

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from crossmost.checkpoints.base import Architecture, check_text_model, load_base
 from crossmost.checkpoints.run import is_run, load_run, read_provenance
 from crossmost.checkpoints.sample import SAMPLE, Sample, load_sample
 from crossmost.errors import InputError
 from crossmost.models.point_encoder import PointEncoder
-from crossmost.models.student import DualEncoder, Student, embed_points
+from crossmost.models.student import DualEncoder, Projection, Student, embed_points
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.manifest import hash_file
 from crossmost.runtime.vocabulary import Vocabulary
@@ -29,7 +28,7 @@ class Exportable:
 
     Attributes:
         encoder: in evaluation mode.
-        projection: (F, D), behind the encoder.
+        head: turns its features into embeddings.
         architecture: of the network it comes from.
         vocabulary: the class names with the text model's own embeddings.
         bank: the classes as the network uses them, calibrated where training did so; no threshold yet.
@@ -38,7 +37,7 @@ class Exportable:
     """
 
     encoder: PointEncoder
-    projection: Tensor
+    head: Projection
     architecture: Architecture
     vocabulary: Vocabulary
     bank: ClassBank
@@ -47,7 +46,7 @@ class Exportable:
 
     def embed(self, clouds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Embed prepared clouds, each (n, C), as torch does: (len, D) unit rows."""
-        return embed_points(self.encoder, self.projection, clouds)
+        return embed_points(self.encoder, self.head, clouds)
 
 
 def load_exportable(path: Path, classes: Callable[[str], ClassBank] | None) -> Exportable:
@@ -92,7 +91,7 @@ def _from_run(folder: Path) -> Exportable:
     bank = trained_bank(network, run.vocabulary, run.temperatures["adapted"][0])
     return Exportable(
         network.point_encoder,
-        network.point_projection.detach(),
+        network.point_head(),
         run.architecture,
         run.vocabulary,
         bank,
@@ -106,7 +105,7 @@ def _from_base(path: Path, base: DualEncoder, architecture: Architecture, classe
     provenance = {"kind": "base", "text": architecture.text, "weights_sha256": hash_file(path).sha256}
     return Exportable(
         base.point_encoder,
-        base.point_projection.detach(),
+        base.point_head(),
         architecture,
         classes.vocabulary,
         zero_shot_bank(base, classes),

@@ -44,7 +44,7 @@ from crossmost.export.precision import Precision
 from crossmost.export.verification_clouds import FedClouds, VerificationClouds, feed_clouds
 from crossmost.models.point_cards import PointCard
 from crossmost.models.point_encoder import PointEncoder
-from crossmost.models.student import unit
+from crossmost.models.student import Projection
 from crossmost.runtime.class_bank import ClassBank
 
 EAGER = "every operation rounded, in torch"
@@ -57,13 +57,13 @@ NAMED = 3
 class Reference(nn.Module):
     """The student's own path from patches to embedding: nothing folded, nothing cast."""
 
-    def __init__(self, encoder: PointEncoder, projection: Tensor):
+    def __init__(self, encoder: PointEncoder, head: Projection):
         super().__init__()
-        self.encoder, self.projection = encoder, projection
+        self.encoder, self.head = encoder, head
 
     def forward(self, patches: Tensor, centers: Tensor) -> Tensor:
         """(B, G, K, C) and (B, G, 3) float32 to (B, D) float32 unit rows."""
-        return unit(self.encoder(patches, centers).feature @ self.projection)
+        return self.head(self.encoder(patches, centers).feature)
 
 
 class Verification:
@@ -72,24 +72,24 @@ class Verification:
     def __init__(
         self,
         encoder: PointEncoder,
-        projection: Tensor,
+        head: Projection,
         precision: Precision,
         bank: ClassBank,
         fed: FedClouds,
         batches: tuple[int, int, int],
         threads: int | None,
     ):
-        self.encoder, self.projection, self.precision, self.bank = encoder, projection, precision, bank
+        self.encoder, self.head, self.precision, self.bank = encoder, head, precision, bank
         self.fed, self.batches, self.threads = fed, batches, threads
 
     @cached_property
     def expected(self) -> Embeddings:
         """What the student says of all clouds, (n, D) float32."""
-        return self.embed(Reference(self.encoder, self.projection), len(self.fed.ids))
+        return self.embed(Reference(self.encoder, self.head), len(self.fed.ids))
 
     def module(self, precision: Precision) -> EncoderGraph:
         """The exported module, whose layers the graph's are named after."""
-        return EncoderGraph(self.encoder, self.projection, precision)
+        return EncoderGraph(self.encoder, self.head, precision)
 
     def layers(self) -> EncoderGraph:
         """The module, in float32, that the graph must follow layer by layer."""
@@ -131,7 +131,7 @@ class Verification:
         if self.precision == "fp32":
             return []
         count = min(EAGER_CLOUDS, len(self.fed.ids))
-        expected = self.embed(Reference(self.encoder, self.projection), count)
+        expected = self.embed(Reference(self.encoder, self.head), count)
         found = self.embed(self.module(self.precision), count)
         name, gates = f"{self.precision}, {EAGER}", GATES[self.precision]
         subject = Subject(name, "exported module", self.precision, count, gates)
@@ -176,7 +176,7 @@ class Verification:
 def verify(
     bundle: Path,
     encoder: PointEncoder,
-    projection: Tensor,
+    head: Projection,
     precision: Precision,
     class_bank: ClassBank,
     clouds: VerificationClouds,
@@ -191,7 +191,7 @@ def verify(
     Args:
         bundle: folder with `encoder.onnx`, `model.onnx` and their weights.
         encoder: in evaluation mode, float32, on the CPU.
-        projection: (F, D) float32.
+        head: behind the encoder.
         precision: of the graphs.
         class_bank: whose top-1 class must stay.
         clouds: at least one.
@@ -204,7 +204,7 @@ def verify(
     started = time.perf_counter()
     fed = feed_clouds(clouds, encoder.card)
     with torch_threads(threads), tempfile.TemporaryDirectory() as folder:
-        verification = Verification(encoder, projection, precision, class_bank, fed, batches, threads)
+        verification = Verification(encoder, head, precision, class_bank, fed, batches, threads)
         comparisons = verification.comparisons(bundle, Path(folder))
         checks: list[Check] = []
         embeddings: dict[str, Embeddings | None] = {}

@@ -112,7 +112,7 @@ def export(
 
     def build(folder: Path) -> Manifest:
         say(f"writing the graphs in {options.precision}")
-        graph = EncoderGraph(source.encoder, source.projection, options.precision)
+        graph = EncoderGraph(source.encoder, source.head, options.precision)
         write_graphs(graph, encoder_facts(source), options.precision, folder)
         bank = with_threshold(source, real, labelled, options)
         bank.save(folder / CLASSES)
@@ -129,7 +129,7 @@ def export(
             further += int8_checks(
                 folder,
                 source.encoder,
-                source.projection,
+                source.head,
                 bank,
                 clouds,
                 batches=options.batch.sizes,
@@ -211,7 +211,7 @@ def verified(
     parity = verify(
         folder,
         source.encoder,
-        source.projection,
+        source.head,
         options.precision,
         bank,
         clouds,

@@ -84,11 +84,12 @@ def image_branch(student: Student, view: Tensor, config: TrainConfig, generator:
     embedding = student.embed_image(features)
     local = unit(tower.project(tower.ln_patch(features.patches)))
     divisor = 3 if config.image_divisor == "channels" else 1 + tower.grid**2
+    whole = unit(student.project_image(features))
     return Branch(
         embedding,
         student.classify(embedding),
         losses.image_reconstruction(tower.reconstruct(features.patches), view, mask, divisor),
-        losses.global_local(local, embedding, mask.flatten(1)),
+        losses.global_local(local, whole, mask.flatten(1)),
     )
 
 

@@ -2,11 +2,12 @@
 
 for each epoch:
     for each batch of unlabelled clouds and views:
-        teacher:  weak cloud, weak views         ->  posteriors P_P, P_I
+        teacher:  weak cloud, weak views         ->  posteriors P_P, P_I, each branch about its center
         labels:   P_P, P_I                       ->  joint pseudo-labels and which to keep
         student:  strong, masked cloud and view  ->  L = L_st + L_fair + L_mim + w_gl L_gl (each branch) + l_x L_x
-        student  <- AdamW(L);  teacher <- EMA(student)
-    diagnose the teacher on the watched clouds, set temperatures and thresholds, remember the best teacher
+        student  <- AdamW(L);  teacher <- EMA(student), held to the base
+    move the centers to the watched clouds' own, diagnose the teacher on them, set temperatures and thresholds,
+    remember the best teacher
 
 Without an image branch the point branch is trained alone: no views, P_P alone is the label, and the teacher is
 chosen and its thresholds are set by what it says of the clouds, as in any point-only run.
@@ -15,13 +16,15 @@ chosen and its thresholds are set by what it says of the clouds, as in any point
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crossmost.adaptation.centering import find_centers
 from crossmost.adaptation.devices import autocast, choose_device, keep_freed_memory
 from crossmost.adaptation.diagnosis import (
     Diagnosis,
@@ -42,6 +45,7 @@ from crossmost.data.augment import STRONG, PointAugment
 from crossmost.data.samples import (
     Clouds,
     EpochOrder,
+    PlainBatch,
     PlainSamples,
     SampleSettings,
     TrainingBatch,
@@ -53,6 +57,11 @@ from crossmost.errors import InputError, WorkFailed
 from crossmost.models.student import Student
 
 Record = dict[str, Any]
+
+MOVED = ("point_center", "image_center", "logit_scale")
+"""What the target moves in the networks outside an optimiser step, and in the base that the teacher is held to."""
+SMALLEST_SPREAD = 0.05
+"""Clouds that are all but equal about their center are no reason to make logits ever sharper, or flat."""
 
 
 @dataclass
@@ -69,6 +78,7 @@ class Progress:
     best_score: float = float("-inf")
     best_epoch: int = -1
     stopped: str | None = None  # why the run ended before its last epoch
+    zero_shot_temperatures: tuple[float, float] | None = None  # where the first record's are not those
 
 
 class Trainer:
@@ -90,6 +100,9 @@ class Trainer:
         keep_freed_memory()
         self.student = student.to(self.device)
         self.teacher = make_teacher(self.student)
+        self.base: dict[str, Tensor] | None = None
+        if config.anchor == "base":
+            self.base = {name: value.detach().clone() for name, value in self.student.state_dict().items()}
         freeze(self.student, config)
         self.optimizer = make_optimizer(self.student, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
@@ -187,7 +200,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        update_teacher(self.teacher, self.student, ema_decay(progress.step, self.steps_per_epoch, config))
+        decay = ema_decay(progress.step, self.steps_per_epoch, config)
+        update_teacher(self.teacher, self.student, decay, self.base, config.anchor_share)
         progress.step += 1
 
     def _note(
@@ -205,6 +219,11 @@ class Trainer:
     def _review(self, epoch: int) -> None:
         """Look at the teacher without labels: set the dials, write the record, choose, notice collapse."""
         progress, config = self.progress, self.config
+        if config.center == "target":
+            if not progress.records:  # the base as it is, for comparisons with what becomes of it
+                self.labeler.refit(self._diagnose())
+                progress.zero_shot_temperatures = self.labeler.temperatures
+            self._move_centers()
         diagnosis = self._diagnose()
         self.labeler.refit(diagnosis)
         labels = self.labeler(diagnosis.point, diagnosis.image)
@@ -245,10 +264,30 @@ class Trainer:
             progress.best_score, progress.best_epoch = found, epoch
             self.chosen = {"student": self._weights(self.student), "teacher": self._weights(self.teacher)}
 
+    @torch.no_grad()
+    def _move_centers(self) -> None:
+        """Let both networks see the watched clouds about their center, at first with as sharp logits as without."""
+        trained = {"point-only": ("point",), "image-only": ("image",)}.get(
+            self.config.mode, ("point", "image")
+        )
+        centers = find_centers(self.teacher, self._plain_batches(), self.device, trained)
+        moved = {f"{branch}_center": center.mean for branch, center in centers.items()}
+        if not self.progress.records:
+            left = sum(center.left for center in centers.values()) / len(centers)
+            moved["logit_scale"] = self.student.logit_scale + math.log(max(left, SMALLEST_SPREAD))
+        networks = [self.student.state_dict(), self.teacher.state_dict()]
+        for weights in networks if self.base is None else [*networks, self.base]:
+            for name, value in moved.items():
+                weights[name].copy_(value)
+
     def _diagnose(self) -> Diagnosis:
+        return diagnose(self.teacher, self._plain_batches(), self.device)
+
+    def _plain_batches(self) -> Iterator[PlainBatch | None]:
+        """The watched clouds as they are."""
         config = self.config
         plain = PlainSamples(self.watched, image_size=self.student.image_size, views=config.views)
-        return diagnose(self.teacher, plain_batches(plain, config.batch_size, config.workers), self.device)
+        return plain_batches(plain, config.batch_size, config.workers)
 
     @staticmethod
     def _weights(model: Student) -> dict[str, Tensor]:
@@ -263,6 +302,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "labeler": self.labeler.state(),
+            "base": {name: self.base[name].cpu() for name in MOVED} if self.base else {},
             "fairness": dict(self.fairness.average),
         }
 
@@ -279,6 +319,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.labeler.load_state(state["labeler"])
+        for name, value in state["base"].items():
+            self.base[name].copy_(value)
         self.fairness.average = dict(state["fairness"])
         self.chosen = chosen
 

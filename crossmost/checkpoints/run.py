@@ -25,7 +25,7 @@ from crossmost.errors import InputError
 from crossmost.models.student import DualEncoder, Student
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 
-FORMAT = "crossmost-run/1"
+FORMAT = "crossmost-run/2"
 BASE, CLASSES, CONFIG, METRICS = "base.safetensors", "classes.npz", "config.yaml", "metrics.jsonl"
 PSEUDO_LABELS, PROVENANCE = "pseudo_labels.npz", "provenance.json"
 EVALUATION, REPORT = "evaluation.json", "report.html"
@@ -161,4 +161,5 @@ def _temperatures(progress: dict[str, Any]) -> dict[str, tuple[float, float]]:
         record["epoch"]: (record["temperature/point"], record["temperature/image"])
         for record in progress["records"]
     }
-    return {"zero_shot": by_epoch[-1], "adapted": by_epoch[progress["best_epoch"]]}
+    zero_shot = progress["zero_shot_temperatures"] or by_epoch[-1]
+    return {"zero_shot": zero_shot, "adapted": by_epoch[progress["best_epoch"]]}

@@ -25,6 +25,31 @@ def unit(x: Tensor) -> Tensor:
     return nn.functional.normalize(x.float(), dim=-1)
 
 
+class Projection(nn.Module):
+    """From an encoder's feature into the joint space: unit(z W - c).
+
+    The center c takes out what all clouds of a target have in common (`Student`); a base has none.
+    """
+
+    def __init__(self, matrix: Tensor, center: Tensor | None = None):
+        """Hold copies.
+
+        Args:
+            matrix: W, (F, D).
+            center: c, (D,); None: nothing is subtracted.
+        """
+        super().__init__()
+        self.matrix = nn.Parameter(matrix.detach().float().clone(), requires_grad=False)
+        self.center = None
+        if center is not None:
+            self.center = nn.Parameter(center.detach().float().clone(), requires_grad=False)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Z, (B, F) to (B, D) float32 unit rows."""
+        rows = feature.float() @ self.matrix
+        return unit(rows if self.center is None else rows - self.center)
+
+
 class DualEncoder(nn.Module):
     """A point encoder and an image tower projected into the space of the text embeddings.
 
@@ -91,17 +116,34 @@ class DualEncoder(nn.Module):
         found: ImageFeatures = self.images()(images, mask)
         return found
 
+    def project_point(self, features: PointFeatures) -> Tensor:
+        """Z_P W_P, (B, D), of any length."""
+        return features.feature @ self.point_projection
+
+    def project_image(self, features: ImageFeatures) -> Tensor:
+        """Z_I W_I, (B, D), of any length."""
+        return self.images().project(features.cls)
+
     def embed_point(self, features: PointFeatures) -> Tensor:
         """f_P, (B, D) unit rows."""
-        return unit(features.feature @ self.point_projection)
+        return unit(self.project_point(features))
 
     def embed_image(self, features: ImageFeatures) -> Tensor:
         """f_I, (B, D) unit rows."""
-        return unit(features.cls @ self.images().projection)
+        return unit(self.project_image(features))
+
+    def point_head(self) -> Projection:
+        """What turns the point encoder's features into f_P, for use without the rest."""
+        return Projection(self.point_projection)
 
 
 class Student(DualEncoder):
-    """The two branches with the shared classifier Theta and temperature tau (METHOD 1.4)."""
+    """The two branches with the shared classifier Theta and temperature tau (METHOD 1.4).
+
+    Each branch may subtract a center before it scales its embedding to unit length. A change of sensor or data set
+    moves all clouds the same way in the joint space, and the class embeddings do not move along: without the common
+    part no class gains from it. The centers are zero, which changes nothing, until training finds them.
+    """
 
     def __init__(
         self,
@@ -124,6 +166,22 @@ class Student(DualEncoder):
         self.classifier = nn.Parameter(class_embeddings.float().T.clone())  # Theta, (D, C)
         # Q of METHOD 1.9: the point branch's own projection for global-local alignment.
         self.point_local_projection = nn.Parameter(torch.randn(point_card.width, self.dim))
+        self.point_center: Tensor
+        self.image_center: Tensor
+        for branch in ("point", "image"):
+            self.register_buffer(f"{branch}_center", torch.zeros(self.dim))
+
+    def embed_point(self, features: PointFeatures) -> Tensor:
+        """f_P, (B, D) unit rows about the branch's center."""
+        return unit(self.project_point(features) - self.point_center)
+
+    def embed_image(self, features: ImageFeatures) -> Tensor:
+        """f_I, (B, D) unit rows about the branch's center."""
+        return unit(self.project_image(features) - self.image_center)
+
+    def point_head(self) -> Projection:
+        """What turns the point encoder's features into f_P, for use without the rest."""
+        return Projection(self.point_projection, self.point_center if self.point_center.any() else None)
 
     def class_weights(self) -> Tensor:
         """Theta as the logits use it, (D, C)."""
@@ -139,12 +197,12 @@ class Student(DualEncoder):
 
 @torch.inference_mode()
 def embed_points(
-    encoder: PointEncoder, projection: Tensor, clouds: Iterable[NDArray[np.float32]]
+    encoder: PointEncoder, head: Projection, clouds: Iterable[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
     """Embed prepared clouds, each (n, C), one at a time: (N, D) float32 unit rows."""
     card = encoder.card
     found = []
     for cloud in clouds:
         groups = cut(torch.from_numpy(cloud)[None], card)
-        found.append(unit(encoder(groups.patches, groups.centers).feature @ projection))
+        found.append(head(encoder(groups.patches, groups.centers).feature))
     return torch.cat(found).numpy()

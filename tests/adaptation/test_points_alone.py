@@ -188,6 +188,7 @@ def test_it_is_the_run_of_a_base_with_images_in_the_same_mode(
     for name in NAMES:
         more, less = (trainer.chosen[name] for trainer in trainers)
         assert {key for key in more if not key.startswith("image_tower.")} == less.keys()
+        assert not more["image_center"].any()
         assert all(torch.equal(more[key], value) for key, value in less.items())
     more, less = (trainer.progress.records for trainer in trainers)
     of_images = ("watched/agreement", "agreement")

@@ -16,7 +16,7 @@ import torch
 
 from crossmost.adaptation import run as runs
 from crossmost.checkpoints.run import NAMES, load_run
-from crossmost.checkpoints.store import load_weights
+from crossmost.checkpoints.store import load_generation, load_weights
 from crossmost.config import TrainConfig, make_config, read_options
 from crossmost.data.dataset import CloudDataset
 from crossmost.errors import InputError, WorkFailed
@@ -151,9 +151,15 @@ class TestFiles:
             json.loads(line) for line in (finished_run / "metrics.jsonl").read_text("utf-8").splitlines()
         ]
         chosen = next(record for record in records if record["epoch"] == records[-1]["chosen_epoch"])
-        for moment, record in (("zero_shot", records[0]), ("adapted", chosen)):
-            expected = (record["temperature/point"], record["temperature/image"])
-            assert loaded.temperatures[moment] == pytest.approx(expected)
+        expected = (chosen["temperature/point"], chosen["temperature/image"])
+        assert loaded.temperatures["adapted"] == pytest.approx(expected)
+        # The first record is of the base about the target's center, zero-shot of the base as it was given.
+        state = load_generation(finished_run, NAMES).state
+        assert loaded.temperatures["zero_shot"] == state["progress"]["zero_shot_temperatures"]
+        assert loaded.temperatures["zero_shot"] != (
+            records[0]["temperature/point"],
+            records[0]["temperature/image"],
+        )
 
     def test_the_callbacks_get_every_batch_and_every_epoch(
         self, folder: MakeFolder, shapes: CloudDataset, tiny_config: MakeConfig

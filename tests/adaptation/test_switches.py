@@ -36,6 +36,9 @@ EXPECTED: dict[str, set[str]] = {
     "image_divisor": {"terms/reconstruction/image"},
     "alignment": {"terms/alignment"},
     "joint_label": {"temperatures", "posteriors"},
+    "center": {"centers", "posteriors", "terms/alignment", "terms/fairness/point", "terms/fairness/image",
+               "second batch/fairness/point", "second batch/fairness/image"},
+    "anchor": {"held to the base"},
     "threshold": {"thresholds", "kept", *SELF_TRAINING},
     "teacher_views": {"samples/weak_views", "posteriors"},
     "batch_norm": {"statistics", "terms/alignment", *POINT, "second batch/fairness/point"},
@@ -47,7 +50,7 @@ EXPECTED: dict[str, set[str]] = {
     "dropped_points": {"samples/strong_points", "terms/alignment", *POINT, "second batch/fairness/point"},
     "exported": {"exported"},
     "collapse": {"ends after"},
-}
+}  # fmt: skip
 """What of `observe` each switch changes."""
 
 LABELS = {"labels", "kept", *SELF_TRAINING}
@@ -71,7 +74,7 @@ def observe(start: Start, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Fa
     trainer = start(**settings)
     class_weights = stretched_class_weights(trainer.student)
     statistics = trainer.student.point_encoder.encoder.first_conv[1].running_mean.clone()
-    (batch, labels, logits), batches, decays = two_batches(trainer, monkeypatch)
+    (batch, labels, logits), batches, decays, shares = two_batches(trainer, monkeypatch)
     samples = {
         "samples/weak_points": torch.cat([part.flatten() for part in batch.weak_points]),
         "samples/weak_views": batch.weak_views,
@@ -98,6 +101,8 @@ def observe(start: Start, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Fa
         "class weights": class_weights,
         "statistics": not torch.equal(statistics, encoder.first_conv[1].running_mean),
         "decay": decays,
+        "held to the base": shares,
+        "centers": torch.stack([trainer.student.point_center, trainer.teacher.image_center]),
         "chosen": chosen_epoch(start, monkeypatch, settings),
         "ends after": last_epoch(start, monkeypatch, settings),
         "exported": exported(trainer),
@@ -107,20 +112,29 @@ def observe(start: Start, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Fa
 First = tuple[TrainingBatch, PseudoLabels, tuple[Tensor, Tensor]]
 
 
-def two_batches(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> tuple[First, list[Record], list[float]]:
-    """What the first step gets (with the teacher's logits), what two steps report, how the teacher follows."""
+def two_batches(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> tuple[First, list[Record], list[float], list[float]]:
+    """What the first step gets (with the teacher's logits), what two steps report, how the teacher follows.
+
+    How it follows: its decay, and which share of the student's way from the base counts.
+    """
     steps: list[First] = []
     batches: list[Record] = []
     decays: list[float] = []
+    shares: list[float] = []
     terms, update = module.loss_terms, module.update_teacher
 
     def loss_terms(student: Student, batch: TrainingBatch, labels: PseudoLabels, *rest: Any) -> Any:
         steps.append((batch, labels, logits_of(trainer.teacher, batch)))
         return terms(student, batch, labels, *rest)
 
-    def update_teacher(teacher: Student, student: Student, decay: float) -> None:
+    def update_teacher(
+        teacher: Student, student: Student, decay: float, base: dict[str, Tensor] | None, share: float
+    ) -> None:
         decays.append(decay)
-        update(teacher, student, decay)
+        shares.append(1.0 if base is None else share)
+        update(teacher, student, decay, base, share)
 
     def note(figures: Record) -> None:
         batches.append(figures)
@@ -132,7 +146,7 @@ def two_batches(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> tuple[Firs
         patch.setattr(module, "update_teacher", update_teacher)
         with pytest.raises(EnoughError):
             trainer.fit(note, lambda _: None)
-    return steps[0], batches, decays
+    return steps[0], batches, decays, shares
 
 
 @torch.no_grad()
@@ -171,7 +185,7 @@ def scripted_run(
     with monkeypatch.context() as patch:
         patch.setattr(module, "diagnose", lambda *_: Diagnosis(torch.arange(24), *next(waiting)))
         patch.setattr(module, "training_batches", lambda *_: iter(()))
-        trainer = start(**{**settings, "epochs": len(reviews) - 1})
+        trainer = start(**{**settings, "epochs": len(reviews) - 1, "center": "none"})
         trainer.fit(lambda _: None, lambda _: None)
     return trainer
 
@@ -302,6 +316,16 @@ def test_threshold_keeps_the_same_share_of_every_class(start: Start, flip: Flip)
         assert int((of_class >= 0).sum()) == max(1, round(0.5 * len(of_class)))
 
 
+def test_center_is_the_mean_of_what_the_branches_project(flip: Flip, published_facts: Facts) -> None:
+    assert not published_facts["centers"].any()
+    assert flip("center")["centers"].any(dim=1).all()
+
+
+def test_anchor_holds_the_teacher_half_way_to_the_base(flip: Flip, published_facts: Facts) -> None:
+    assert published_facts["held to the base"] == [1.0, 1.0]
+    assert flip("anchor")["held to the base"] == [0.5, 0.5]
+
+
 def test_teacher_views_are_all_of_them(flip: Flip, published_facts: Facts) -> None:
     after = flip("teacher_views")
     assert published_facts["samples/weak_views"].shape == (12, 1, 3, 16, 16)
@@ -385,7 +409,7 @@ class TestStart:
 
     def test_the_terms(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
         assert float(trainer.student.logit_scale.detach().exp()) == pytest.approx(100, rel=1e-4)
-        _, batches, decays = two_batches(trainer, monkeypatch)
+        _, batches, decays, _ = two_batches(trainer, monkeypatch)
         for figures in batches:
             for branch in ("point", "image"):
                 assert figures[f"loss/fairness/{branch}"] == pytest.approx(math.log(5), abs=1e-3)

@@ -93,3 +93,21 @@ def test_after_200_published_steps_22_percent_of_the_first_teacher_are_left(
     for parameter in teacher.parameters():
         np.testing.assert_allclose(parameter.numpy(), reference.initial_teacher_left(200), rtol=1e-4)
     assert float(teacher.logit_scale) == pytest.approx(0.22, abs=0.005)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_held_to_the_base_it_is_the_same_blend_of_the_base_and_the_average(
+    make_student: MakeStudent, share: float
+) -> None:
+    student = make_student()
+    base = {name: value.clone() for name, value in student.state_dict().items()}
+    held, free = make_teacher(student), make_teacher(student)
+    for _ in range(3):
+        disturb(student)
+        update_teacher(held, student, 0.8, base, share)
+        update_teacher(free, student, 0.8)
+    averages = free.state_dict()
+    for name, value in held.state_dict().items():
+        if value.is_floating_point():
+            expected = (1 - share) * base[name].double() + share * averages[name].double()
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)

@@ -17,6 +17,7 @@ from crossmost.export.departure import (
 from crossmost.export.graph import EncoderGraph
 from crossmost.export.onnx_encoder import encoder_model
 from crossmost.export.weights import save_with_weights
+from crossmost.models.student import Projection
 
 BLOCK = "encoder.blocks.blocks"
 
@@ -39,7 +40,7 @@ def projection(encoder):
 
 @pytest.fixture(scope="module")
 def module(encoder, projection):
-    return EncoderGraph(encoder, projection, "fp32")
+    return EncoderGraph(encoder, Projection(projection), "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def graphs(encoder, projection, tmp_path_factory):
     folders = {}
     for precision in ("fp32", "fp16"):
         folder = tmp_path_factory.mktemp(precision)
-        model = encoder_model(EncoderGraph(encoder, projection, precision))
+        model = encoder_model(EncoderGraph(encoder, Projection(projection), precision))
         save_with_weights([(model, folder / "encoder.onnx")], folder / "weights.bin")
         folders[precision] = folder
     return folders
@@ -110,7 +111,7 @@ def test_a_faithful_graph_departs_nowhere_and_is_left_alone(graphs, module, inpu
         (f"{BLOCK}.0.attn.proj.bias", f"{BLOCK}.0.attn.proj"),
         (f"{BLOCK}.1.mlp.fc1.bias", f"{BLOCK}.1.mlp.fc1"),
         ("encoder.norm.bias", "encoder.norm"),
-        ("projection", "projection"),
+        ("projection.matrix", "projection"),
     ],
 )
 def test_it_names_the_layer_whose_weight_was_damaged(copied, module, inputs, precision, weight, layer):
@@ -159,7 +160,7 @@ def test_hooks_are_taken_off_again(module, inputs):
 
 
 def test_the_same_module_in_another_precision_is_compared_in_torch(encoder, projection, module, inputs):
-    half = EncoderGraph(encoder, projection, "fp16")
+    half = EncoderGraph(encoder, Projection(projection), "fp16")
     assert departure_in_torch(half, module, *inputs, tolerance=TOLERANCES["fp16"]) is None
     half.get_submodule(f"{BLOCK}.1.attn.proj").bias.data += 100
     assert departure_in_torch(half, module, *inputs, tolerance=TOLERANCES["fp16"]) == f"{BLOCK}.1.attn.proj"

@@ -6,12 +6,13 @@ import torch
 from crossmost.export.exported_layers import gelu, in_parts
 from crossmost.export.graph import EncoderGraph
 from crossmost.export.onnx_encoder import encoder_model
+from crossmost.models.student import Projection
 
 
 @pytest.fixture(scope="module")
 def graph(make_encoder):
     encoder = make_encoder(depth=2)
-    return EncoderGraph(encoder, torch.randn(2 * encoder.card.width, 16), "fp32")
+    return EncoderGraph(encoder, Projection(torch.randn(2 * encoder.card.width, 16)), "fp32")
 
 
 def test_linear_layers_with_a_bias_are_one_node(graph):
@@ -44,7 +45,7 @@ def test_parts_are_the_whole(make_encoder, at_once, monkeypatch):
     from crossmost.export import exported_layers
 
     encoder = make_encoder(groups=10)
-    graph = EncoderGraph(encoder, torch.eye(2 * encoder.card.width), "fp32")
+    graph = EncoderGraph(encoder, Projection(torch.eye(2 * encoder.card.width)), "fp32")
     patches, centers = torch.randn(2, 10, encoder.card.neighbors, 3), torch.randn(2, 10, 3)
     with torch.no_grad():
         whole = graph(patches, centers)

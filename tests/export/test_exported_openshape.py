@@ -12,7 +12,7 @@ from crossmost.export.onnx_encoder import encoder_model
 from crossmost.export.quantize import EXACT
 from crossmost.models.openshape import OpenShapeEncoder
 from crossmost.models.point_cards import OpenShapeCard
-from crossmost.models.student import unit
+from crossmost.models.student import Projection, unit
 from crossmost.runtime.onnx_session import create_session
 
 TYPES = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}
@@ -42,7 +42,10 @@ def projection(encoder):
 
 @pytest.fixture(scope="module")
 def graphs(encoder, projection):
-    return {precision: EncoderGraph(encoder, projection, precision) for precision in ("fp32", "fp16", "bf16")}
+    return {
+        precision: EncoderGraph(encoder, Projection(projection), precision)
+        for precision in ("fp32", "fp16", "bf16")
+    }
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from crossmost.export.graph import EncoderGraph
 from crossmost.export.onnx_encoder import encoder_model
 from crossmost.export.verify import constants
 from crossmost.models.point_cards import Uni3DCard
-from crossmost.models.student import unit
+from crossmost.models.student import Projection, unit
 from crossmost.models.uni3d import Uni3D
 from crossmost.runtime.onnx_session import create_session
 
@@ -50,7 +50,7 @@ def encoders(used_norms: Callable[..., Uni3D]) -> dict[str, Uni3D]:
 @pytest.fixture(scope="module")
 def graphs(encoders: dict[str, Uni3D], projection: torch.Tensor) -> dict[tuple[str, str], EncoderGraph]:
     return {
-        (kind, precision): EncoderGraph(encoders[kind], projection, precision)  # type: ignore[arg-type]
+        (kind, precision): EncoderGraph(encoders[kind], Projection(projection), precision)  # type: ignore[arg-type]
         for kind, precision in itertools.product(KINDS, PRECISIONS)
     }
 
@@ -156,7 +156,7 @@ def test_queries_keys_and_values_come_from_one_layer(encoders, kind):
 def test_the_position_code_stays_float32_and_its_weights_unrounded(encoders, graphs):
     graph = graphs["swiglu", "fp16"]
     for name, parameter in graph.named_parameters():
-        island = "pos_embed" in name or name == "projection"
+        island = "pos_embed" in name or name.startswith("projection.")
         assert parameter.dtype == (torch.float32 if island else torch.float16), name
     for name, parameter in encoders["swiglu"].pos_embed.named_parameters():
         assert torch.equal(graph.encoder.pos_embed.module.get_parameter(name), parameter)
@@ -165,7 +165,7 @@ def test_the_position_code_stays_float32_and_its_weights_unrounded(encoders, gra
 def test_the_encoder_is_left_as_it_is(encoders, projection):
     encoder = encoders["packed-swiglu"]
     before = copy.deepcopy(encoder.state_dict())
-    EncoderGraph(encoder, projection, "fp16")
+    EncoderGraph(encoder, Projection(projection), "fp16")
     assert before.keys() == encoder.state_dict().keys()
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
@@ -173,7 +173,7 @@ def test_the_encoder_is_left_as_it_is(encoders, projection):
 def test_parts_are_the_whole(encoders, projection, monkeypatch):
     from crossmost.export import exported_layers
 
-    graph, inputs = EncoderGraph(encoders["gelu"], projection, "fp32"), draw(2)
+    graph, inputs = EncoderGraph(encoders["gelu"], Projection(projection), "fp32"), draw(2)
     with torch.no_grad():
         whole = graph(*inputs)
         monkeypatch.setattr(exported_layers, "POINTS_AT_ONCE", 3 * 5)

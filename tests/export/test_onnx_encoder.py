@@ -10,6 +10,7 @@ from torch import nn
 
 from crossmost.export.graph import EncoderGraph
 from crossmost.export.onnx_encoder import encoder_model, export_graph
+from crossmost.models.student import Projection
 from crossmost.runtime.onnx_session import create_session
 
 FLOAT, HALF, BFLOAT = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
@@ -19,7 +20,7 @@ FLOAT, HALF, BFLOAT = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.Ten
 def graphs(make_encoder):
     projection = torch.randn(2 * make_encoder().card.width, 16, generator=torch.Generator().manual_seed(2))
     return {
-        precision: EncoderGraph(make_encoder(depth=2), projection, precision)
+        precision: EncoderGraph(make_encoder(depth=2), Projection(projection), precision)
         for precision in ("fp32", "fp16", "bf16")
     }
 

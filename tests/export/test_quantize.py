@@ -21,6 +21,7 @@ from crossmost.export.quantize import (
     quantize_encoder,
 )
 from crossmost.export.verification_clouds import VerificationClouds
+from crossmost.models.student import Projection
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.manifest import Encoder
 from crossmost.runtime.onnx_session import create_session
@@ -54,7 +55,7 @@ def bundle(encoder, projection, clouds, tmp_path_factory):
     folder = tmp_path_factory.mktemp("int8")
     card = encoder.card
     facts = Encoder("tiny", card.points, card.groups, card.neighbors, card.channels, card.up_axis, 0.4, 16)
-    graph = EncoderGraph(encoder, projection, "fp32")
+    graph = EncoderGraph(encoder, Projection(projection), "fp32")
     write_graphs(graph, facts, "fp32", folder)
     before = (folder / ENCODER).read_bytes()
     assert quantize_encoder(folder, graph, clouds[:6]) == folder / INT8
@@ -142,7 +143,7 @@ def test_patches_in_parts_are_the_same_patches(bundle, encoder, projection, clou
     from crossmost.export.onnx_encoder import encoder_model
 
     monkeypatch.setattr(exported_layers, "POINTS_AT_ONCE", 7 * encoder.card.neighbors)
-    graph = EncoderGraph(encoder, projection, "fp32")
+    graph = EncoderGraph(encoder, Projection(projection), "fp32")
     exported_layers.in_parts(graph.encoder.encoder, graph.encoder.card.neighbors)
     onnx.save(encoder_model(graph), tmp_path / ENCODER)
     feeds = batch(clouds, encoder.card)
@@ -158,20 +159,20 @@ def test_it_is_calibrated_on_the_patches_of_its_card(encoder, clouds):
 
 def test_no_cloud_to_calibrate_with_is_said(encoder, projection, tmp_path):
     with pytest.raises(InputError, match="expected clouds"):
-        quantize_encoder(tmp_path, EncoderGraph(encoder, projection, "fp32"), [])
+        quantize_encoder(tmp_path, EncoderGraph(encoder, Projection(projection), "fp32"), [])
 
 
 def test_checks_pass_and_a_broken_graph_fails_them(bundle, encoder, projection, clouds, bank, tmp_path):
     subject = VerificationClouds("some", tuple(map(str, range(CLOUDS))), tuple(clouds))
     options = {"batches": (1, 2, 4), "threads": 1}
-    checks = int8_checks(bundle, encoder, projection, bank, subject, **options)
+    checks = int8_checks(bundle, encoder, Projection(projection), bank, subject, **options)
     assert checks
     assert all(check.passed and check.graph == INT8 for check in checks)
     assert {check.batch for check in checks} == {1, 2, 4}
-    failed = int8_checks(bundle, encoder, -projection, bank, subject, **options)
+    failed = int8_checks(bundle, encoder, Projection(-projection), bank, subject, **options)
     assert not all(check.passed for check in failed)
     (tmp_path / INT8).write_bytes(b"no graph")
-    (refused,) = int8_checks(tmp_path, encoder, projection, bank, subject, **options)
+    (refused,) = int8_checks(tmp_path, encoder, Projection(projection), bank, subject, **options)
     assert not refused.passed
 
 

@@ -23,6 +23,7 @@ from crossmost.export.verify import EAGER, VerificationClouds, verify
 from crossmost.export.weights import save_with_weights
 from crossmost.models.point_bert import PointBert
 from crossmost.models.point_cards import load_point_card
+from crossmost.models.student import Projection
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.preprocess import prepare
 from crossmost.runtime.vocabulary import Vocabulary
@@ -33,7 +34,7 @@ BATCHES = (1, 4, 16)
 def write_graphs(encoder, projection, precision, folder):
     """Both graphs and their weights, as a bundle has them."""
     folder.mkdir()
-    model = encoder_model(EncoderGraph(encoder, projection, precision))
+    model = encoder_model(EncoderGraph(encoder, Projection(projection), precision))
     joined = points_model(encoder.card, model)
     paths = [(model, folder / "encoder.onnx"), (joined, folder / "model.onnx")]
     save_with_weights(paths, folder / "weights.bin")
@@ -99,7 +100,9 @@ def verified(encoder, projection, clouds):
     bank = random_bank(16)
 
     def run(folder, precision, encoder=encoder, projection=projection, clouds=clouds):
-        return verify(folder, encoder, projection, precision, bank, clouds, batches=BATCHES, threads=1)
+        return verify(
+            folder, encoder, Projection(projection), precision, bank, clouds, batches=BATCHES, threads=1
+        )
 
     return run
 
@@ -165,7 +168,7 @@ def test_labels_give_the_accuracy_before_and_after(bundles, verified, clouds, en
     parity = verified(bundles("bf16"), "bf16")
     fed = feed_clouds(clouds, encoder.card)
     with torch.no_grad():
-        graph = EncoderGraph(encoder, projection, "fp32")
+        graph = EncoderGraph(encoder, Projection(projection), "fp32")
         embedding = graph(torch.from_numpy(fed.patches), torch.from_numpy(fed.centers)).numpy()
     known = clouds.labels >= 0
     right = random_bank(16).logits(embedding).argmax(axis=1) == clouds.labels

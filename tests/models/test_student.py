@@ -144,7 +144,7 @@ def test_clouds_are_cut_as_the_card_says(radius: float | None) -> None:
     groups = group(cloud, 8, 4, radius=radius)
     with torch.no_grad():
         expected = student.embed_point(student.point_features(groups))
-    found = embed_points(student.point_encoder, student.point_projection, [cloud[0].numpy()])
+    found = embed_points(student.point_encoder, student.point_head(), [cloud[0].numpy()])
     np.testing.assert_allclose(found, rows(expected), atol=1e-6)
 
 

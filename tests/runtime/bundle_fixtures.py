@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from crossmost.models.student import Projection
+
 if TYPE_CHECKING:
     from crossmost.checkpoints.base import Architecture
     from crossmost.models.point_cards import PointCard
@@ -84,7 +86,7 @@ def write_untrained(
     projection = torch.randn(2 * point.width, vocabulary.dim)
 
     def build(folder: Path) -> Manifest:
-        graph = EncoderGraph(PointBert(point).eval(), projection, precision)
+        graph = EncoderGraph(PointBert(point).eval(), Projection(projection), precision)
         write_graphs(graph, facts, precision, folder)
         ClassBank.plain(replace(vocabulary, prompts=("a {}.",))).save(folder / "classes.npz")
         extra(folder)

@@ -72,7 +72,7 @@ def curves(
             if column == 0:
                 plot.set_ylabel("\n".join(split_in_two(title)))
         axes[0, column].set_title(pair)
-        axes[-1, column].set_xlabel("epoch (0: zero-shot)")
+        axes[-1, column].set_xlabel("epoch (0: before training)")
     handles = {
         label: handle
         for plot in axes.flat

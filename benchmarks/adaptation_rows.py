@@ -52,12 +52,15 @@ def repair_row(repair: str, options: tuple[str, ...]) -> Row:
 MAIN = (
     *(Row(mode, mode, {"mode": mode}) for mode in ("image-only", "point-only", "separate", "agreement")),
     Row(REFERENCE, REFERENCE, {"recipe": "reference"}),
-    Row("joint-uncentered", "joint-uncentered", {"center": "none"}),
-    Row("joint-unanchored", "joint-unanchored", {"anchor": "none"}),
     Row("joint", "joint"),
 )
+WITHOUT = (
+    Row("joint-uncentered", "joint-uncentered", {"center": "none"}),
+    Row("joint-unanchored", "joint-unanchored", {"anchor": "none"}),
+)
+"""The crossmost recipe less one of its repairs: no rivals of it."""
 REPAIRS = tuple(repair_row(repair, options) for repair, options in repairs().items())
-ROWS = {row.name: row for row in (*MAIN, *REPAIRS)}
+ROWS = {row.name: row for row in (*MAIN, *WITHOUT, *REPAIRS)}
 ZERO_SHOT = "zero-shot"
 TITLES = {ZERO_SHOT: ZERO_SHOT} | {row.name: row.name for row in MAIN}
 TITLES |= {"joint": "joint (crossmost recipe)", REFERENCE: "joint (reference recipe)"}

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from adaptation_rows import BRANCHES, MAIN, READ_OUTS, REFERENCE, REPAIRS, TITLES, ZERO_SHOT, answering
+from adaptation_rows import (
+    BRANCHES,
+    MAIN,
+    READ_OUTS,
+    REFERENCE,
+    REPAIRS,
+    TITLES,
+    WITHOUT,
+    ZERO_SHOT,
+    answering,
+)
 from paired import Paired, mcnemar, unpack
 from pairs import PAIRS
 
@@ -76,15 +86,26 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main_table(results: Sequence[Result], pair: str) -> str:
     """Every way to adapt, each branch alone and both together."""
+    lines = lines_of(results, pair, [row.name for row in (*MAIN, *WITHOUT)])
     rows = [
         [
             TITLES[name],
             *(mean_and_spread(each.values(b)) if b in each.branches else "" for b in BRANCHES),
             str(len(each.accuracy)),
         ]
-        for name, each in lines_of(results, pair, [row.name for row in MAIN]).items()
+        for name, each in lines.items()
     ]
-    return markdown(["row", *COLUMNS, "seeds"], rows)
+    return markdown(["row", *COLUMNS, "seeds"], [*rows[:1], *untrained_row(results, pair), *rows[1:]])
+
+
+def untrained_row(results: Sequence[Result], pair: str) -> list[list[str]]:
+    """The base about the target's center, as joint training starts from it; nothing where it was not measured."""
+    of_joint = [each for each in results if each["pair"] == pair and each["row"] == "joint"]
+    found = [each["by_epoch"][0][each["network"]] for each in of_joint]
+    if not found or None in found:
+        return []
+    cells = [mean_and_spread([100 * each[branch] for each in found]) for branch in BRANCHES]
+    return [["zero-shot about the center, untrained", *cells, str(len(found))]]
 
 
 def heading(results: Sequence[Result], pair: str) -> str:

@@ -61,7 +61,7 @@ class RunProgress:
             for name, value in record.items():
                 if isinstance(value, float):
                     self.writer.add_scalar(name, value, record["epoch"] + 1)
-        where = "zero-shot" if record["epoch"] < 0 else f"epoch {record['epoch'] + 1}"
+        where = "at first" if record["epoch"] < 0 else f"epoch {record['epoch'] + 1}"
         line = f"{where:<10} {time.monotonic() - self.started:6.0f} s"
         if "loss" in record:
             line += f"  loss {record['loss']:.3f}"

@@ -494,7 +494,7 @@ class TestFlow:
 
     def test_an_epoch_is_one_line_where_there_is_no_terminal(self, split_run: tuple[Result, Path]) -> None:
         lines = split_run[0].stderr.splitlines()
-        assert [line.split("  ")[0] for line in lines[:3]] == ["zero-shot", "epoch 1", "epoch 2"]
+        assert [line.split("  ")[0] for line in lines[:3]] == ["at first", "epoch 1", "epoch 2"]
         assert all("kept" in line and "agree" in line for line in lines[:3])
         assert lines[3].startswith("top-1 on 8 clouds")
 

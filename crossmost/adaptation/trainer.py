@@ -72,7 +72,7 @@ class Progress:
     batch: int = 0  # batches done in this epoch
     step: int = 0  # optimiser steps done
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms and ratios
-    records: list[Record] = field(default_factory=list)  # one an epoch, epoch -1 is zero-shot
+    records: list[Record] = field(default_factory=list)  # one an epoch, epoch -1 is before training
     watched: list[Tensor] = field(default_factory=list)  # (n,) labels after each record; -1 - label: not kept
     indices: Tensor | None = None  # (n,) the watched clouds that can be read, into the dataset
     best_score: float = float("-inf")

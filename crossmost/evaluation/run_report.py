@@ -38,7 +38,7 @@ def write_run_report(
         accuracy = pseudo_label_accuracy(run.folder, trained_on, run.vocabulary.names)
         for record in records:
             record["kept_accuracy"] = accuracy.get(record["epoch"])
-    for record in records:  # for readers epoch 0 is zero-shot and the first epoch is 1
+    for record in records:  # for readers epoch 0 is before training and the first epoch is 1
         record["epoch"] += 1
         record["chosen_epoch"] += 1
     data = ReportData.from_posteriors(

@@ -408,7 +408,7 @@ def test_on_real_clouds(shared_data, tmp_path):
         points = tuple(prepare(cloud, most=card.points, least=card.least) for cloud in file["points"][rows])
         clouds = VerificationClouds("modelnet10", tuple(file["ids"][rows]), points)
     parity = verify(
-        folder, encoder, projection, "fp32", random_bank(32), clouds, batches=(1, 2, 8), threads=1
+        folder, encoder, Projection(projection), "fp32", random_bank(32), clouds, batches=(1, 2, 8), threads=1
     )
     assert parity.passed, parity.failure
     assert {check.batch for check in parity.checks} == {1, 2, 8}

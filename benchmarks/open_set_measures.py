@@ -78,7 +78,7 @@ def by_rule(
     unknown: NDArray[np.float32],
     some: tuple[NDArray[np.float32], NDArray[np.int64]],
 ) -> dict[str, dict[str, float]]:
-    """What each rule calls unknown: those of a bundle, and the same quantiles of the largest logit.
+    """What each rule calls unknown: those of a bundle, and the same quantiles of the largest probability.
 
     Args:
         bank: of the known classes.
@@ -92,10 +92,10 @@ def by_rule(
     for rule, of_rule in thresholds(bank, *some).items():
         refused = [of_rule.predict(rows)[2] for rows in (known, unknown)]
         found[rule] = called_unknown(right, *refused)
-    best, of_known, of_unknown = (bank.logits(rows).max(axis=1) for rows in (some[0], known, unknown))
+    best, of_known, of_unknown = (bank.scores(rows).max(axis=1) for rows in (some[0], known, unknown))
     for rate in RATES:
         threshold = np.quantile(best, rate)
-        found[f"max logit, unlabelled {rate:g}"] = called_unknown(
+        found[f"max softmax, unlabelled {rate:g}"] = called_unknown(
             right, of_known < threshold, of_unknown < threshold
         )
     return found

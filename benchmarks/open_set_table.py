@@ -21,10 +21,10 @@ BESIDE = "joint"
 """What the rows of a strict adaptation are compared with."""
 MOMENTS = ("trained", "label-free", "oracle")
 RULES = {
-    **{f"max softmax, {rate:.0%} of unlabelled": f"unlabelled {rate:g}" for rate in RATES},
-    **{f"max logit, {rate:.0%} of unlabelled": f"max logit, unlabelled {rate:g}" for rate in RATES},
-    "max softmax, 5% of known classes (oracle)": ORACLE_RULE,
-    "max softmax, greatest Youden's J (supervised)": SUPERVISED_RULE,
+    **{f"max logit, {rate:.0%} of unlabelled": f"unlabelled {rate:g}" for rate in RATES},
+    **{f"max softmax, {rate:.0%} of unlabelled": f"max softmax, unlabelled {rate:g}" for rate in RATES},
+    "max logit, 5% of known classes (oracle)": ORACLE_RULE,
+    "max logit, greatest Youden's J (supervised)": SUPERVISED_RULE,
 }
 Row = dict[str, Any]
 Results = dict[str, list[Row]]

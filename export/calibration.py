@@ -1,4 +1,4 @@
-"""When to say `unknown`: a threshold on the calibrated score, found without labels or from a few."""
+"""When to say `unknown`: a threshold on the similarity to the nearest class, found without labels or from a few."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ FEWEST_LABELS = 8
 
 
 def threshold_without_labels(bank: ClassBank, embedding: NDArray[np.float32], rate: float) -> ClassBank:
-    """Call the least sure share of clouds like these unknown.
+    """Call the share of clouds like these unknown that are least similar to any class.
 
     Args:
-        bank: calibrated.
+        bank: without a threshold.
         embedding: (n, D) of unlabelled clouds from where the classifier will work.
         rate: the share, 0 or more and less than 1.
 
     Returns:
-        The bank with its threshold: the `rate` quantile of the best scores.
+        The bank with its threshold: the `rate` quantile of the similarities.
 
     Raises:
         InputError: no such share.
     """
     if not 0 <= rate < 1:
         raise InputError(f"expected --unknown-rate of at least 0 and less than 1, found {rate}")
-    best = bank.scores(embedding).max(axis=1)
-    rule = f"the {rate:g} quantile of the scores of {len(best)} unlabelled clouds"
-    return replace(bank, unknown_threshold=float(np.quantile(best, rate)), unknown_rule=rule)
+    best = bank.similarity(embedding)
+    rule = f"the {rate:g} quantile of the similarities of {len(best)} unlabelled clouds"
+    return replace(bank, unknown_similarity=float(np.quantile(best, rate)), unknown_rule=rule)
 
 
 def threshold_from_labels(
@@ -43,7 +43,7 @@ def threshold_from_labels(
     """Separate right answers from wrong ones, foreign classes among them, as well as one threshold can.
 
     Args:
-        bank: calibrated.
+        bank: without a threshold.
         embedding: (n, D).
         labels: (n,) positions in the vocabulary, or `FOREIGN`.
 
@@ -54,19 +54,18 @@ def threshold_from_labels(
     Raises:
         InputError: fewer than `FEWEST_LABELS` clouds, or none that is answered wrongly, or none rightly.
     """
-    scores = bank.scores(embedding)
-    best, right = scores.max(axis=1), scores.argmax(axis=1) == labels
+    best, right = bank.similarity(embedding), bank.scores(embedding).argmax(axis=1) == labels
     if len(best) < FEWEST_LABELS or right.all() or not right.any():
         raise InputError(
             f"expected at least {FEWEST_LABELS} labelled clouds, some of them answered wrongly or of a class outside "
             f"the vocabulary, found {len(best)} with {int(right.sum())} right answers: use --unknown-rate"
         )
     order = np.argsort(best, kind="stable")
-    sorted_scores, sorted_right = best[order], right[order]
-    # Threshold at the i-th score keeps i and all above it.
+    ranked, sorted_right = best[order], right[order]
+    # Threshold at the i-th similarity keeps i and all above it.
     kept_right = np.cumsum(sorted_right[::-1])[::-1] / right.sum()
     kept_wrong = np.cumsum(~sorted_right[::-1])[::-1] / (~right).sum()
-    first = np.flatnonzero(np.r_[True, np.diff(sorted_scores) > 0])  # equal scores are kept together
+    first = np.flatnonzero(np.r_[True, np.diff(ranked) > 0])  # what is equal is kept together
     chosen = first[np.argmax((kept_right - kept_wrong)[first])]
     rule = f"greatest Youden's J on {len(best)} labelled clouds"
-    return replace(bank, unknown_threshold=float(sorted_scores[chosen]), unknown_rule=rule)
+    return replace(bank, unknown_similarity=float(ranked[chosen]), unknown_rule=rule)

@@ -57,7 +57,7 @@ def describe(bundle: Path, *, check: bool = True) -> dict[str, Any]:
         "tag": bank.vocabulary.tag,
         "logit_scale": bank.vocabulary.logit_scale,
         "temperature": bank.temperature,
-        "unknown_threshold": bank.unknown_threshold,
+        "unknown_similarity": bank.unknown_similarity,
         "unknown_rule": bank.unknown_rule,
     }
     return {"bundle": str(bundle), "checked": check, "classes": classes, **manifest.to_dict()}
@@ -93,8 +93,10 @@ def _class_lines(bank: ClassBank) -> list[str]:
     first, more = ", ".join(vocabulary.names[:FIRST_CLASSES]), len(bank) - FIRST_CLASSES
     text = f"{vocabulary.tag or 'unknown'}, {len(vocabulary.prompts)} prompts"
     unknown = "never: every cloud gets a class"
-    if bank.unknown_threshold is not None:
-        unknown = f"below a score of {bank.unknown_threshold:.4g} ({bank.unknown_rule or 'no rule noted'})"
+    if bank.unknown_similarity is not None:
+        unknown = (
+            f"below a similarity of {bank.unknown_similarity:.4g} ({bank.unknown_rule or 'no rule noted'})"
+        )
     return [
         f"classes      {len(bank)}: {first}" + (f" and {more} more" if more > 0 else ""),
         f"text model   {text}, logit scale {vocabulary.logit_scale:.4g}",

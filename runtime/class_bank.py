@@ -1,4 +1,4 @@
-"""The classifier of a bundle: a vocabulary, how confident its scores are, and below which score a cloud is unknown.
+"""The classifier of a bundle: a vocabulary, how sure its scores are, and which clouds are like none of them.
 
 Stored in the same `classes.npz` as a vocabulary, with further arrays: either can be read as the other.
 """
@@ -30,14 +30,14 @@ class ClassBank:
         vocabulary: C names with their unit rows (C, D).
         lengths: (C,) float32, positive: of the trained class vectors, which training may leave unnormalized.
         temperature: what logits are divided by before the softmax.
-        unknown_threshold: a score below it, in 0..1, is `unknown`; None where every cloud gets a class.
+        unknown_similarity: a cloud that is less similar to every class is `unknown`; None where each gets a class.
         unknown_rule: how the threshold was found; empty where there is none.
     """
 
     vocabulary: Vocabulary
     lengths: NDArray[np.float32]
     temperature: float = 1.0
-    unknown_threshold: float | None = None
+    unknown_similarity: float | None = None
     unknown_rule: str = ""
 
     def __post_init__(self) -> None:
@@ -52,9 +52,9 @@ class ClassBank:
             raise InvalidVocabulary("expected positive, finite lengths, found others among them")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise InvalidVocabulary(f"expected a positive temperature, found {self.temperature}")
-        threshold = self.unknown_threshold
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise InvalidVocabulary(f"expected an unknown_threshold from 0 to 1, found {threshold}")
+        threshold = self.unknown_similarity
+        if threshold is not None and not np.isfinite(threshold):
+            raise InvalidVocabulary(f"expected a finite unknown_similarity, found {threshold}")
 
     def __len__(self) -> int:
         """C, the number of classes."""
@@ -94,6 +94,17 @@ class ClassBank:
             powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / self.temperature)
         return powers / powers.sum(axis=1, keepdims=True)
 
+    def similarity(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
+        """How similar unit rows (B, D) are to the class they are most like: (B,) float64.
+
+        The largest cosine, times the class vector's trained length. A score compares the classes with each other; this
+        says whether any of them fits.
+
+        Raises:
+            InvalidVocabulary: embeddings of another width.
+        """
+        return self.logits(embedding).max(axis=1).astype(np.float64) / self.vocabulary.logit_scale
+
     def predict(
         self, embedding: NDArray[np.float32]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
@@ -101,7 +112,7 @@ class ClassBank:
 
         Returns:
             Index (B,) int64 of the class, the first one on a tie; its score (B,) float64; whether it is
-            `unknown` (B,) bool: the score is below the threshold. A score of NaN is unknown too.
+            `unknown` (B,) bool: less similar to every class than the threshold. What is no number is unknown too.
 
         Raises:
             InvalidVocabulary: embeddings of another width.
@@ -109,8 +120,12 @@ class ClassBank:
         scores = self.scores(embedding)
         index = scores.argmax(axis=1)
         score = np.take_along_axis(scores, index[:, None], axis=1)[:, 0]
-        least = 0.0 if self.unknown_threshold is None else self.unknown_threshold
-        return index, score, ~(score >= least)
+        return index, score, self.is_unknown(self.similarity(embedding))
+
+    def is_unknown(self, similarity: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether clouds with these similarities (B,) are `unknown`: (B,) bool."""
+        least = -np.inf if self.unknown_similarity is None else self.unknown_similarity
+        return ~(similarity >= least)  # not `similarity < least`: NaN is unknown too
 
     def save(self, path: Path | str) -> None:
         """Write `classes.npz`; an existing file is replaced only once the new one is complete."""
@@ -119,8 +134,8 @@ class ClassBank:
             "temperature": np.array(self.temperature, np.float64),
             "unknown_rule": np.array(self.unknown_rule),
         }
-        if self.unknown_threshold is not None:
-            further["unknown_threshold"] = np.array(self.unknown_threshold, np.float64)
+        if self.unknown_similarity is not None:
+            further["unknown_similarity"] = np.array(self.unknown_similarity, np.float64)
         self.vocabulary.save(path, **further)
 
     @property
@@ -139,13 +154,17 @@ def load_class_bank(path: Path | str) -> ClassBank:
     path = Path(path)
     arrays = read_arrays(path)
     vocabulary = parse_vocabulary(arrays, path)
-    threshold = arrays.get("unknown_threshold")
+    threshold = arrays.get("unknown_similarity")
+    if "unknown_threshold" in arrays:
+        raise InvalidVocabulary(
+            f"{path}: expected unknown_similarity, found an older version's threshold: export again"
+        )
     try:
         return ClassBank(
             vocabulary,
             arrays.get("lengths", np.ones(len(vocabulary), np.float32)),
             single(arrays.get("temperature", np.array(1.0)), "temperature"),
-            None if threshold is None else single(threshold, "unknown_threshold"),
+            None if threshold is None else single(threshold, "unknown_similarity"),
             single_text(arrays.get("unknown_rule", np.array("")), "unknown_rule"),
         )
     except InvalidVocabulary as error:

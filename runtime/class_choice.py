@@ -87,7 +87,7 @@ class ClassChoice:
             own.vocabulary.select(names),
             lengths,
             own.temperature,
-            own.unknown_threshold if whole else None,
+            own.unknown_similarity if whole else None,
             own.unknown_rule if whole else "",
         )
 

@@ -223,7 +223,7 @@ class Classifier:
                 "count": len(bank),
                 "text_model": bank.vocabulary.tag,
                 "temperature": bank.temperature,
-                "unknown_threshold": bank.unknown_threshold,
+                "unknown_similarity": bank.unknown_similarity,
             },
             "cache": None if cache is None else {**cache.settings(), "size": len(cache)},
         }

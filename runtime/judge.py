@@ -37,8 +37,9 @@ class Judge:
             timings: copied into each prediction.
         """
         names = self.bank.vocabulary.names
-        least = self.bank.unknown_threshold or 0.0
         scores = self._scores(embedding)
+        similarity = self.bank.similarity(embedding)
+        unknown = self.bank.is_unknown(similarity)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         predictions = []
         for row, classes in enumerate(best):
@@ -46,9 +47,18 @@ class Judge:
             label, score = listed[0]
             own = embedding[row].copy()  # a row would keep the whole batch
             own.flags.writeable = False
-            # Not `score < least`: a score of NaN is unknown too.
-            unknown = not score >= least
-            predictions.append(Prediction(label, score, listed, own, unknown, dict(timings), dropped[row]))
+            predictions.append(
+                Prediction(
+                    label,
+                    score,
+                    listed,
+                    own,
+                    float(similarity[row]),
+                    bool(unknown[row]),
+                    dict(timings),
+                    dropped[row],
+                )
+            )
         return predictions
 
     def _scores(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:

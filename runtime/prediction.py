@@ -18,7 +18,8 @@ class Prediction:
         score: its calibrated probability, 0 to 1.
         top_k: (name, score) of the most probable classes, the best first.
         embedding: (D,) float32 of unit length, read-only.
-        unknown: the score is below the bundle's threshold: probably none of the classes.
+        similarity: to the class it is most like, by cosine; a score compares classes, this says whether any fits.
+        unknown: the similarity is below the bundle's threshold: probably none of the classes.
         timings: seconds that each stage of the call took, for all its clouds together: `prepare`, the stages of the
             backend, and `total`, from raw clouds to embeddings.
         dropped: points left out because they held NaN or infinity.
@@ -28,6 +29,7 @@ class Prediction:
     score: float
     top_k: tuple[tuple[str, float], ...]
     embedding: NDArray[np.float32]
+    similarity: float
     unknown: bool
     timings: dict[str, float]
     dropped: int = 0

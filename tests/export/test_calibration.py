@@ -42,11 +42,10 @@ def test_no_other_threshold_separates_better(seed, count, steps):
     rng = np.random.default_rng(seed)
     embedding = np.round(unit_rows(rng, count) * steps) / steps  # coarse, so that scores tie
     embedding[np.abs(embedding).sum(axis=1) == 0] = (1, 0, 0)
-    scores = bank.scores(embedding)
-    best, answers = scores.max(axis=1), scores.argmax(axis=1)
+    best, answers = bank.similarity(embedding), bank.scores(embedding).argmax(axis=1)
     labels = np.where(rng.random(count) < 0.6, answers, FOREIGN)
     labels[:2] = answers[0], FOREIGN
-    found = threshold_from_labels(bank, embedding, labels).unknown_threshold
+    found = threshold_from_labels(bank, embedding, labels).unknown_similarity
     assert found is not None
     right = answers == labels
 
@@ -54,7 +53,7 @@ def test_no_other_threshold_separates_better(seed, count, steps):
         kept = best >= threshold
         return float(kept[right].mean() - kept[~right].mean())
 
-    assert youden(found) == pytest.approx(max(youden(t) for t in [*best, 0.0]))
+    assert youden(found) == pytest.approx(max(youden(t) for t in [*best, -1.0]))
 
 
 def test_foreign_clouds_are_told_apart(bank):

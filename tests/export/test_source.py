@@ -62,7 +62,7 @@ def test_a_base_takes_its_classes_from_the_caller(tiny_base, tiny_vocabulary):
 
     def classes(text: str) -> ClassBank:
         asked.append(text)
-        return ClassBank(tiny_vocabulary, trained, 1.5, unknown_threshold=0.5)
+        return ClassBank(tiny_vocabulary, trained, 1.5, unknown_similarity=0.5)
 
     trained = np.linspace(1.0, 2.0, len(tiny_vocabulary), dtype=np.float32)
 
@@ -74,7 +74,7 @@ def test_a_base_takes_its_classes_from_the_caller(tiny_base, tiny_vocabulary):
     # What was trained stays; a threshold belongs to the clouds it was found with.
     assert source.bank.temperature == 1.5
     assert (source.bank.lengths == trained).all()
-    assert source.bank.unknown_threshold is None
+    assert source.bank.unknown_similarity is None
 
 
 def test_a_run_from_before_samples_were_kept_can_be_exported(tmp_path, finished_run):

@@ -132,7 +132,7 @@ def test_a_base_is_verified_on_simulated_scans_and_has_no_threshold(tmp_path, ti
     base = load_exportable(tiny_base, lambda _: ClassBank.plain(tiny_vocabulary))
     manifest = export(base, tmp_path / "b", ExportOptions(clouds=4), say=quiet)
     assert "simulated" in manifest.parity["clouds"]["name"]
-    assert load_class_bank(tmp_path / "b" / "classes.npz").unknown_threshold is None
+    assert load_class_bank(tmp_path / "b" / "classes.npz").unknown_similarity is None
 
 
 def test_an_encoder_of_balls_cuts_balls_in_torch_the_graphs_and_the_runtime(

@@ -83,7 +83,7 @@ def test_one_screen_says_what_a_bundle_is(make: Callable[..., Path]) -> None:
     assert "8: class0, class1, class2, class3, class4 and 3 more" in line_of(lines, "classes")
     assert "ViT-B-32/openai, 2 prompts, logit scale 100" in line_of(lines, "text model")
     assert line_of(lines, "temperature").endswith(" 1.25")
-    assert "below a score of 0.375 (the 0.05 quantile)" in line_of(lines, "unknown")
+    assert "below a similarity of 0.375 (the 0.05 quantile)" in line_of(lines, "unknown")
     assert "2, 1.5 MB, all as they were exported" in line_of(lines, "files")
     assert line_of(lines, "  weights.bin").endswith("1.5 MB")
     assert line_of(lines, "engines").endswith("none")
@@ -181,7 +181,7 @@ def test_programs_get_the_same_as_json(make: Callable[..., Path]) -> None:
         "tag": "ViT-B-32/openai",
         "logit_scale": 100.0,
         "temperature": 1.25,
-        "unknown_threshold": 0.375,
+        "unknown_similarity": 0.375,
         "unknown_rule": "the 0.05 quantile",
     }
     assert found["encoder"]["groups"] == 32

@@ -19,7 +19,7 @@ ROWS = np.float32([[1, 0, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 0, 1]])
 VOCABULARY = Vocabulary(NAMES, ROWS, 10.0, ("a {}.",), "a text model")
 LENGTHS = np.float32([1.0, 0.5, 2.0])
 TRAINED = ClassBank(VOCABULARY, LENGTHS, 2.0, 0.4, "of 5 % of the clouds")
-FIELDS = ("lengths", "temperature", "unknown_threshold", "unknown_rule")
+FIELDS = ("lengths", "temperature", "unknown_similarity", "unknown_rule")
 
 
 def assert_same(left: ClassBank, right: ClassBank) -> None:
@@ -80,14 +80,18 @@ def test_predict_gives_class_score_and_unknown(rng: np.random.Generator) -> None
     assert index.shape == score.shape == unknown.shape == (200,)
     np.testing.assert_array_equal(index, scores.argmax(axis=1))
     np.testing.assert_array_equal(score, scores.max(axis=1))
-    np.testing.assert_array_equal(unknown, score < 0.4)
+    # By similarity, whatever the temperature makes of the score.
+    cosines = embedding.astype(np.float64) @ VOCABULARY.embeddings.astype(np.float64).T
+    similarity = (cosines * LENGTHS).max(axis=1)
+    np.testing.assert_allclose(TRAINED.similarity(embedding), similarity, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(unknown, similarity < 0.4)
     assert 0 < unknown.sum() < 200
 
 
-def test_a_score_at_the_threshold_is_known(rng: np.random.Generator) -> None:
+def test_a_similarity_at_the_threshold_is_known(rng: np.random.Generator) -> None:
     embedding = random_units(rng, 1)
-    score = float(TRAINED.predict(embedding)[1][0])
-    for threshold, expected in ((score, False), (np.nextafter(score, 1), True), (None, False)):
+    found = float(TRAINED.similarity(embedding)[0])
+    for threshold, expected in ((found, False), (np.nextafter(found, 2), True), (None, False)):
         bank = ClassBank(VOCABULARY, LENGTHS, 2.0, threshold)
         assert bank.predict(embedding)[2].tolist() == [expected]
 
@@ -149,10 +153,10 @@ BAD = [
     ({"temperature": -1.0}, "positive temperature, found -1"),
     ({"temperature": [1.0, 1.0]}, "one temperature"),
     ({"temperature": "1"}, "one temperature"),
-    ({"unknown_threshold": -0.1}, "from 0 to 1, found -0.1"),
-    ({"unknown_threshold": 1.1}, "from 0 to 1, found 1.1"),
-    ({"unknown_threshold": np.nan}, "from 0 to 1, found nan"),
-    ({"unknown_threshold": np.zeros(3)}, "one unknown_threshold"),
+    ({"unknown_similarity": np.inf}, "finite unknown_similarity, found inf"),
+    ({"unknown_similarity": np.nan}, "finite unknown_similarity, found nan"),
+    ({"unknown_threshold": 0.5}, "older version's threshold: export again"),
+    ({"unknown_similarity": np.zeros(3)}, "one unknown_similarity"),
     ({"unknown_rule": np.zeros(1)}, "unknown_rule as a row of text"),
     ({"unknown_rule": ["a", "b"]}, "one unknown_rule"),
 ]

@@ -29,7 +29,7 @@ def test_names_are_embedded_like_the_bundles_own(speaking):
     assert bank.vocabulary.names == ("night_stand", "mug")
     np.testing.assert_array_equal(bank.vocabulary.embeddings, expected.embeddings)
     assert (bank.vocabulary.logit_scale, bank.vocabulary.tag) == (own.logit_scale, own.tag)
-    assert bank.unknown_threshold is None
+    assert bank.unknown_similarity is None
 
 
 def test_underscores_stay_where_the_export_found_that_they_did(speaking, tmp_path):
@@ -47,7 +47,7 @@ def test_calibration_holds_for_new_names_and_the_threshold_does_not(speaking):
     lengths = np.array([1, 2, 3, 10], np.float32)
     chosen.own = ClassBank(chosen.own.vocabulary, lengths, 1.7, 0.3, "rule")
     bank = chosen.bank(["mug", "bowl"])
-    assert (bank.temperature, bank.unknown_threshold) == (1.7, None)
+    assert (bank.temperature, bank.unknown_similarity) == (1.7, None)
     assert bank.lengths.tolist() == [2.5, 2.5]
 
 
@@ -67,13 +67,13 @@ def test_the_bundles_own_names_need_no_text_encoder(exported):
         place = chosen.own.vocabulary.names.index(name)
         assert length == chosen.own.lengths[place]
     assert bank.temperature == chosen.own.temperature
-    assert bank.unknown_threshold is None
+    assert bank.unknown_similarity is None
 
 
 def test_all_of_its_own_names_bring_the_threshold_back(exported):
     chosen = choice(exported)
-    assert chosen.own.unknown_threshold is not None
-    assert chosen.bank(chosen.own.vocabulary.names[::-1]).unknown_threshold == chosen.own.unknown_threshold
+    assert chosen.own.unknown_similarity is not None
+    assert chosen.bank(chosen.own.vocabulary.names[::-1]).unknown_similarity == chosen.own.unknown_similarity
 
 
 def test_without_a_text_encoder_other_names_say_how_to_get_one(exported):
@@ -90,7 +90,7 @@ def test_vocabularies_banks_and_files_are_taken_as_they_are(exported, tmp_path):
     assert chosen.bank(bank) is bank
     bank.save(tmp_path / "classes.npz")
     for path in (tmp_path / "classes.npz", str(tmp_path / "classes.npz")):
-        assert chosen.bank(path).unknown_threshold == 0.25
+        assert chosen.bank(path).unknown_similarity == 0.25
 
 
 @pytest.mark.parametrize("classes", [[], ["a", "a"], [""], [3], "no/such/file.npz"])

@@ -90,11 +90,12 @@ def test_the_threshold_tells_the_unknown(own, exported, shapes_of):
     from dataclasses import replace
 
     bank, clouds = load_class_bank(exported / "classes.npz"), shapes_of(8)
-    scores = sorted(prediction.score for prediction in own(clouds))
-    own.set_classes(replace(bank, unknown_threshold=scores[4]))
+    similarities = sorted(prediction.similarity for prediction in own(clouds))
+    own.set_classes(replace(bank, unknown_similarity=similarities[4]))
     found = own(clouds)
-    assert [each.unknown for each in found] == [each.score < scores[4] for each in found]
-    own.set_classes(replace(bank, unknown_threshold=None))
+    assert [each.unknown for each in found] == [each.similarity < similarities[4] for each in found]
+    assert 0 < sum(each.unknown for each in found) < len(found)
+    own.set_classes(replace(bank, unknown_similarity=None))
     assert not any(each.unknown for each in own(clouds))
 
 

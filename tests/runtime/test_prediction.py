@@ -18,6 +18,7 @@ def prediction(**changes):
         "score": 0.934,
         "top_k": (("mug", 0.934), ("bowl", 0.04), ("vase", 0.02), ("jar", 0.006)),
         "embedding": np.ones(4, np.float32) / 2,
+        "similarity": 0.4,
         "unknown": False,
         "timings": {"encode": 0.01, "total": 0.0125},
     }

@@ -176,7 +176,7 @@ def measure(folder: Path, target: Path) -> tuple[list[dict[str, Any]], dict[tupl
 def by_epoch(
     records: Sequence[Mapping[str, Any]], right: Mapping[tuple[int, str], Right]
 ) -> list[dict[str, Any]]:
-    """The curves of a run; epoch 0 is zero-shot. An accuracy is None where the networks were not kept."""
+    """The curves of a run; epoch 0 is before training. An accuracy is None where the networks were not kept."""
     curves = []
     for record in records:
         seen = {

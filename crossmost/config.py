@@ -108,7 +108,7 @@ class TrainConfig(BaseModel):
     kept_share: float = Field(0.8, gt=0, le=1, description="of the predictions of each class, the surest")
     prior_momentum: float = Field(0.9, ge=0, lt=1, description="of the moving average behind fairness")
     class_prior: tuple[float, ...] | None = Field(None, description="expected class shares; None: uniform")
-    watched: int = Field(1024, ge=1, description="clouds on which every epoch is diagnosed")
+    watched: int = Field(1024, ge=1, description="clouds on which every epoch is diagnosed and centered")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

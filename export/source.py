@@ -83,6 +83,7 @@ def _from_run(folder: Path) -> Exportable:
         "network": run.config.exported,
         "recipe": run.config.recipe,
         "mode": run.config.mode,
+        "center": run.config.center,
         "text": run.architecture.text,
         "training": read_provenance(folder),
         "weights_sha256": hash_file(folder / f"{run.config.exported}.safetensors").sha256,

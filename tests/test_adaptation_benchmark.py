@@ -116,6 +116,7 @@ def test_tables_are_made_from_result_files(tmp_path):
     results = table.read(tmp_path)
     text = table.full_tables(results)
     assert "| zero-shot | 40.0 ± 0.0 | 30.0 ± 0.0 | 50.0 ± 0.0 | 2 |" in text
+    assert "| zero-shot about the center, untrained | 40.0 ± 0.0 | 30.0 ± 0.0 | 40.0 ± 0.0 | 2 |" in text
     assert "| point-only | 60.0 ± 14.1 |  |  | 2 |" in text
     assert "| joint (crossmost recipe) | 90.0 ± 0.0 | 50.0 ± 0.0 | 90.0 ± 0.0 | 2 |" in text
     assert f"| p2 | points | point-only | +30.0 | 6 | 0 | 20 | {2 / 2**6:.2f} |" in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from crossmost.data.samples import PlainBatch
 from crossmost.errors import WorkFailed
 from crossmost.models.grouping import cut
-from crossmost.models.student import Student
+from crossmost.models.student import Student, unit
 
 SEARCH_STEPS = 40
 TEMPERATURES = (0.25, 16.0)
@@ -27,9 +27,67 @@ class Diagnosis(NamedTuple):
     image: Tensor | None  # (n, C) float32, mean over the views; None: no image branch
 
 
+class Projected(NamedTuple):
+    """A batch of clouds in the joint space, before centers are subtracted and lengths are taken."""
+
+    indices: Tensor  # (B,) int64, into the dataset
+    point: Tensor  # (B, D) float32
+    image: Tensor | None  # (B, V, D) float32; None: no image branch
+
+
 @torch.no_grad()
+def project(
+    model: Student, batches: Iterable[PlainBatch | None], device: torch.device
+) -> Iterator[Projected]:
+    """Project clouds and all their views, if any, as they are, unmasked and unaugmented.
+
+    Args:
+        model: in evaluation mode.
+        batches: of the clouds to look at; None for a batch without a usable cloud.
+        device: the model's.
+
+    Raises:
+        WorkFailed: no cloud could be read.
+    """
+    none = True
+    for batch in batches:
+        if batch is None:
+            continue
+        none, seen = False, batch.to(device)
+        groups = cut(seen.points.points, model.point_encoder.card, seen.points.sizes)
+        point = model.project_point(model.point_features(groups)).float()
+        image = None
+        if seen.views is not None:
+            rows = model.project_image(model.image_features(seen.views.flatten(0, 1)))
+            image = rows.float().unflatten(0, seen.views.shape[:2])
+        yield Projected(batch.indices, point, image)
+    if none:
+        raise WorkFailed("none of the clouds to look at could be read")
+
+
+@torch.no_grad()
+def classified(model: Student, projected: Iterable[Projected]) -> Diagnosis:
+    """Classify what was projected, about the model's centers; logits on the CPU."""
+    found = [
+        (
+            batch.indices.cpu(),
+            model.classify(unit(batch.point - model.point_center)).cpu(),
+            None if batch.image is None else _mean_logits(model, batch.image).cpu(),
+        )
+        for batch in projected
+    ]
+    indices, point, images = zip(*found, strict=True)
+    return Diagnosis(torch.cat(indices), torch.cat(point), None if images[0] is None else torch.cat(images))
+
+
+def _mean_logits(model: Student, rows: Tensor) -> Tensor:
+    """The mean of the logits of each object's views: (B, V, D) to (B, C)."""
+    embedding = unit(rows.flatten(0, 1) - model.image_center)
+    return model.classify(embedding).unflatten(0, rows.shape[:2]).mean(dim=1)
+
+
 def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch.device) -> Diagnosis:
-    """Classify clouds and all their views, if any, as they are, unmasked and unaugmented.
+    """Classify clouds and all their views, if any, as they are: `project`, then `classified`, batch by batch.
 
     Args:
         model: in evaluation mode.
@@ -42,18 +100,7 @@ def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch
     Raises:
         WorkFailed: no cloud could be read.
     """
-    found = []
-    for batch in batches:
-        if batch is None:
-            continue
-        on_device = batch.to(device)
-        seen = None if on_device.views is None else image_logits(model, on_device.views)
-        found.append((batch.indices, point_logits(model, on_device.points), seen))
-    if not found:
-        raise WorkFailed("none of the clouds to look at could be read")
-    indices, point, images = zip(*found, strict=True)
-    image = None if images[0] is None else torch.cat(images).cpu()
-    return Diagnosis(torch.cat(indices).cpu(), torch.cat(point).cpu(), image)
+    return classified(model, project(model, batches, device))
 
 
 def point_logits(model: Student, points: tuple[Tensor, Tensor]) -> Tensor:

@@ -16,11 +16,12 @@ import numpy as np
 from crossmost import __version__
 from crossmost.adaptation.trainer import Record, Trainer
 from crossmost.checkpoints.atomic import json_line, save_arrays, write_json_atomic, write_text_atomic
-from crossmost.checkpoints.base import Architecture, load_base
+from crossmost.checkpoints.base import Architecture, load_base, read_architecture
 from crossmost.checkpoints.run import (
     BASE,
     CLASSES,
     CONFIG,
+    FORMAT,
     METRICS,
     NAMES,
     PROVENANCE,
@@ -68,7 +69,7 @@ def train(
         config: the run's options; without a mode, a base without an image branch is trained point-only.
         folder: where the run is written; must not hold one yet.
         on_batch: called with the figures of each batch.
-        on_epoch: called with the record of each epoch, zero-shot first.
+        on_epoch: called with the record of each epoch, that before training first.
 
     Raises:
         InputError: base, vocabulary, clouds or folder cannot be used.
@@ -112,6 +113,7 @@ def resume(clouds: CloudDataset, folder: Path, *, on_batch: OnBatch, on_epoch: O
         )
     if has_generation(folder):
         generation = load_generation(folder, NAMES)
+        read_architecture(generation.weights[NAMES[0]].metadata, folder / f"{NAMES[0]}.safetensors", FORMAT)
         chosen = {name: generation.weights[name].tensors for name in NAMES}
         trainer.load_state(generation.state, chosen)
     return _fit(trainer, architecture, folder, on_batch, on_epoch)

@@ -9,7 +9,7 @@ from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, mutual_inf
 from crossmost.config import Mode
 
 COLLAPSE_SHARE = 0.5
-"""A run has collapsed when it effectively uses less than this share of the classes that zero-shot used."""
+"""A run has collapsed when it effectively uses less than this share of the classes that were used before training."""
 
 
 def score(diagnosis: Diagnosis, point: Tensor, image: Tensor | None, mode: Mode) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,12 +27,13 @@ from torch import Tensor
 from crossmost.adaptation.centering import find_centers
 from crossmost.adaptation.devices import autocast, choose_device, keep_freed_memory
 from crossmost.adaptation.diagnosis import (
-    Diagnosis,
+    Projected,
     agreement_rate,
     churn,
-    diagnose,
+    classified,
     image_logits,
     point_logits,
+    project,
 )
 from crossmost.adaptation.optimizer import freeze, make_optimizer, training_mode
 from crossmost.adaptation.pseudo_labels import Labeler, PseudoLabels
@@ -60,8 +61,8 @@ Record = dict[str, Any]
 
 MOVED = ("point_center", "image_center", "logit_scale")
 """What the target moves in the networks outside an optimiser step, and in the base that the teacher is held to."""
-SMALLEST_SPREAD = 0.05
-"""Clouds that are all but equal about their center are no reason to make logits ever sharper, or flat."""
+TRAINED = {"point-only": ("point",), "image-only": ("image",)}
+"""The branches that a mode trains, where it is not both."""
 
 
 @dataclass
@@ -219,12 +220,13 @@ class Trainer:
     def _review(self, epoch: int) -> None:
         """Look at the teacher without labels: set the dials, write the record, choose, notice collapse."""
         progress, config = self.progress, self.config
+        projected = list(project(self.teacher, self._plain_batches(), self.device))
         if config.center == "target":
             if not progress.records:  # the base as it is, for comparisons with what becomes of it
-                self.labeler.refit(self._diagnose())
+                self.labeler.refit(classified(self.teacher, projected))
                 progress.zero_shot_temperatures = self.labeler.temperatures
-            self._move_centers()
-        diagnosis = self._diagnose()
+            self._move_centers(projected)
+        diagnosis = classified(self.teacher, projected)
         self.labeler.refit(diagnosis)
         labels = self.labeler(diagnosis.point, diagnosis.image)
         targets = labels.image if config.mode == "image-only" else labels.point
@@ -248,7 +250,9 @@ class Trainer:
         record |= {name: value / batches for name, value in progress.sums.items()}
         at_zero_shot = progress.records[0]["histogram"] if progress.records else counts.tolist()
         if config.collapse == "stop" and collapsed(counts, torch.tensor(at_zero_shot)):
-            progress.stopped = "the pseudo-labels have collapsed to few of the classes that zero-shot used"
+            progress.stopped = (
+                "the pseudo-labels have collapsed to few of the classes that were used at first"
+            )
             record["stopped"] = progress.stopped
         else:
             self._choose(epoch, record["selection_score"])
@@ -265,23 +269,25 @@ class Trainer:
             self.chosen = {"student": self._weights(self.student), "teacher": self._weights(self.teacher)}
 
     @torch.no_grad()
-    def _move_centers(self) -> None:
+    def _move_centers(self, projected: Sequence[Projected]) -> None:
         """Let both networks see the watched clouds about their center, at first with as sharp logits as without."""
-        trained = {"point-only": ("point",), "image-only": ("image",)}.get(
-            self.config.mode, ("point", "image")
-        )
-        centers = find_centers(self.teacher, self._plain_batches(), self.device, trained)
+        trained = TRAINED.get(self.config.mode, ("point", "image"))
+        centers = find_centers(projected, trained)
+        if not centers:
+            return
         moved = {f"{branch}_center": center.mean for branch, center in centers.items()}
         if not self.progress.records:
             left = sum(center.left for center in centers.values()) / len(centers)
-            moved["logit_scale"] = self.student.logit_scale + math.log(max(left, SMALLEST_SPREAD))
+            moved["logit_scale"] = self.student.logit_scale + math.log(left)
+            # A branch that is not trained has the temperature for what the common scale has lost.
+            self.labeler.temperatures = (
+                1.0 if "point" in trained else left,
+                1.0 if "image" in trained else left,
+            )
         networks = [self.student.state_dict(), self.teacher.state_dict()]
         for weights in networks if self.base is None else [*networks, self.base]:
             for name, value in moved.items():
                 weights[name].copy_(value)
-
-    def _diagnose(self) -> Diagnosis:
-        return diagnose(self.teacher, self._plain_batches(), self.device)
 
     def _plain_batches(self) -> Iterator[PlainBatch | None]:
         """The watched clouds as they are."""
@@ -319,8 +325,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.labeler.load_state(state["labeler"])
-        for name, value in state["base"].items():
-            self.base[name].copy_(value)
+        if self.base is not None:
+            for name, value in state["base"].items():
+                self.base[name].copy_(value)
         self.fairness.average = dict(state["fairness"])
         self.chosen = chosen
 

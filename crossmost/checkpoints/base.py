@@ -53,7 +53,7 @@ def read_architecture(metadata: Mapping[str, str], source: Path, expected: str) 
     """
     found = metadata.get("format", "no format note")
     if found != expected:
-        raise InputError(f"{source}: expected a file of format {expected}, found {found}")
+        raise InputError(f"{source}: expected a file of format {expected}, found {found}: make it anew")
     try:
         image = json.loads(metadata["image_card"])
         return Architecture(

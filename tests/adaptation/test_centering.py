@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from crossmost.adaptation.centering import center_of, find_centers
+from crossmost.adaptation.diagnosis import Projected, classified, diagnose, project
 from crossmost.adaptation.trainer import MOVED, Trainer
 from crossmost.data.samples import PlainBatch, PointBatch
 from crossmost.errors import WorkFailed
@@ -39,22 +40,40 @@ def slow_means(student: Student, batches: list[PlainBatch]) -> dict[str, np.ndar
     return {branch: np.mean(found, axis=0) for branch, found in rows.items()}
 
 
+def projected(student: Student, *batches: PlainBatch | None) -> list[Projected]:
+    return list(project(student, batches, CPU))
+
+
 def test_the_centers_are_the_means_over_clouds_and_over_their_views(make_student: MakeStudent) -> None:
     student = make_student().eval()
     batches = [a_batch(3, 2, 1), a_batch(2, 2, 2)]
-    found = find_centers(student, [batches[0], None, batches[1]], CPU, ("point", "image"))
+    found = find_centers(projected(student, batches[0], None, batches[1]), ("point", "image"))
     for branch, expected in slow_means(student, batches).items():
         np.testing.assert_allclose(found[branch].mean.numpy(), expected, rtol=1e-4, atol=1e-4)
         assert not found[branch].mean.requires_grad
 
 
+def test_batches_with_other_numbers_of_views_go_together(make_student: MakeStudent) -> None:
+    student = make_student().eval()
+    batches = [a_batch(3, 1, 1), a_batch(2, 4, 2)]
+    found = find_centers(projected(student, *batches), ("image",))
+    expected = slow_means(student, batches)["image"]
+    np.testing.assert_allclose(found["image"].mean.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_only_what_is_asked_for_is_looked_at(make_student: MakeStudent) -> None:
     student = make_student().eval()
-    without = a_batch(3, 1, 1)._replace(views=None)
-    assert find_centers(student, [without], CPU, ("point",)).keys() == {"point"}
-    assert find_centers(student, [a_batch(3, 1, 1)], CPU, ("image",)).keys() == {"image"}
+    without = projected(student, a_batch(3, 1, 1)._replace(views=None))
+    assert find_centers(without, ("point",)).keys() == {"point"}
+    assert find_centers(projected(student, a_batch(3, 1, 1)), ("image",)).keys() == {"image"}
     with pytest.raises(WorkFailed, match="could be read"):
-        find_centers(student, [None], CPU, ("point",))
+        projected(student, None)
+
+
+def test_clouds_that_are_all_but_equal_have_no_center(make_student: MakeStudent) -> None:
+    student, batch = make_student().eval(), a_batch(1, 1, 1)
+    alone = projected(student, batch, batch, batch)
+    assert not find_centers(alone, ("point", "image"))
 
 
 def test_what_is_left_is_a_share_of_the_length() -> None:
@@ -104,9 +123,33 @@ def test_both_networks_and_the_anchor_move_and_only_where_trained(start: Callabl
 def test_logits_are_as_sharp_about_the_center_as_before(start: Callable[..., Trainer]) -> None:
     trainer = start(epochs=1)
     before = float(trainer.student.logit_scale.detach().exp())
-    found = find_centers(trainer.teacher, trainer._plain_batches(), CPU, ("point", "image"))
+    found = find_centers(projected(trainer.teacher, *trainer._plain_batches()), ("point", "image"))
     trainer._review(epoch=-1)
     left = (found["point"].left + found["image"].left) / 2
     assert float(trainer.student.logit_scale.detach().exp()) == pytest.approx(before * left, rel=1e-4)
     trainer._review(epoch=0)  # once: training may sharpen them again
     assert float(trainer.student.logit_scale.detach().exp()) == pytest.approx(before * left, rel=1e-4)
+
+
+@pytest.mark.parametrize(("mode", "untrained"), [("point-only", "image"), ("image-only", "point")])
+def test_a_branch_that_is_not_trained_answers_as_before(
+    start: Callable[..., Trainer], mode: str, untrained: str
+) -> None:
+    trainer = start(mode=mode, epochs=1)
+    before = diagnose(trainer.teacher, trainer._plain_batches(), CPU)
+    trainer._review(epoch=-1)
+    after = diagnose(trainer.teacher, trainer._plain_batches(), CPU)
+    posteriors = dict(zip(("point", "image"), trainer.labeler.posteriors(*after[1:]), strict=True))
+    expected = getattr(before, untrained).softmax(dim=1)
+    torch.testing.assert_close(posteriors[untrained], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_diagnosing_is_projecting_and_classifying(make_student: MakeStudent) -> None:
+    student = make_student().eval()
+    batches = [a_batch(3, 2, 1), a_batch(2, 2, 2)]
+    with torch.no_grad():
+        student.point_center.normal_()
+        student.image_center.normal_()
+    whole, parts = diagnose(student, batches, CPU), classified(student, projected(student, *batches))
+    assert torch.equal(whole.point, parts.point)
+    assert torch.equal(whole.image, parts.image)

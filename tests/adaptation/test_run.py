@@ -112,7 +112,7 @@ class TestFiles:
         np.testing.assert_array_equal(stored.embeddings, tiny_vocabulary.embeddings)
         assert make_config(read_options(finished_run / "config.yaml")) == tiny_config()
 
-    def test_one_record_an_epoch_zero_shot_first(self, finished_run: Path) -> None:
+    def test_one_record_an_epoch_and_one_before_training(self, finished_run: Path) -> None:
         lines = (finished_run / "metrics.jsonl").read_text("utf-8").splitlines()
         records = [json.loads(line) for line in lines]
         assert [record["epoch"] for record in records] == [-1, 0, 1]
@@ -205,6 +205,18 @@ class TestResume:
         stored = [path / "pseudo_labels.npz" for path in (run.path, whole.path)]
         with np.load(stored[0]) as one, np.load(stored[1]) as other:
             assert all(np.array_equal(one[key], other[key]) for key in other.files)
+
+    def test_a_run_of_another_format_is_refused_in_a_line(
+        self,
+        folder: MakeFolder,
+        shapes: CloudDataset,
+        tiny_config: MakeConfig,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        run = folder("run").train_until(2, shapes, tiny_config())
+        monkeypatch.setattr(runs, "FORMAT", "crossmost-run/3")
+        with pytest.raises(InputError, match=r"format crossmost-run/3, found crossmost-run/2: make it anew"):
+            run.resume(shapes)
 
     def test_a_run_may_be_interrupted_again_and_again(
         self, folder: MakeFolder, shapes: CloudDataset, tiny_config: MakeConfig

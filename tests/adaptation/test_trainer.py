@@ -182,11 +182,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *reviews: list[int]) -> None:
     """Have each review find that both branches, surely, name these classes (of 4) on the watched clouds."""
     waiting = iter(reviews)
 
-    def diagnose(*_: Any) -> Diagnosis:
+    def classified(*_: Any) -> Diagnosis:
         logits = 10 * torch.nn.functional.one_hot(torch.tensor(next(waiting)), 4).float()
         return Diagnosis(torch.arange(len(logits)), logits, logits)
 
-    monkeypatch.setattr(module, "diagnose", diagnose)
+    monkeypatch.setattr(module, "classified", classified)
 
 
 EVEN, ONE = [0, 1, 2, 3] * 6, [2] * 24
@@ -271,13 +271,13 @@ def test_every_epoch_is_judged_on_the_same_watched_clouds(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = module.diagnose
+    original = module.classified
 
     def note(*arguments: Any) -> Diagnosis:
         seen.append(original(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(module, "diagnose", note)
+    monkeypatch.setattr(module, "classified", note)
     trainer = start(epochs=1, watched=6)
     fit(trainer)
     assert [len(found.indices) for found in seen] == [6, 6, 6]  # the base first, then about its center

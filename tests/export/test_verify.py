@@ -31,10 +31,10 @@ from crossmost.runtime.vocabulary import Vocabulary
 BATCHES = (1, 4, 16)
 
 
-def write_graphs(encoder, projection, precision, folder):
+def write_graphs(encoder, projection, precision, folder, center=None):
     """Both graphs and their weights, as a bundle has them."""
     folder.mkdir()
-    model = encoder_model(EncoderGraph(encoder, Projection(projection), precision))
+    model = encoder_model(EncoderGraph(encoder, Projection(projection, center), precision))
     joined = points_model(encoder.card, model)
     paths = [(model, folder / "encoder.onnx"), (joined, folder / "model.onnx")]
     save_with_weights(paths, folder / "weights.bin")
@@ -395,6 +395,14 @@ def test_the_smallest_batch_costs_a_few_clouds_only():
     assert {0, 99} <= {int(rows[0]) for rows in smallest}
     assert [len(rows) for rows in typical] == [8] * 12 + [4]
     assert [len(rows) for rows in largest] == [64]
+
+
+def test_a_centered_encoder_is_verified_about_its_center(encoder, projection, clouds, tmp_path):
+    center = torch.randn(projection.shape[1], generator=torch.Generator().manual_seed(3))
+    folder = write_graphs(encoder, projection, "fp32", tmp_path / "b", center)
+    bank, options = random_bank(16), {"batches": BATCHES, "threads": 1}
+    assert verify(folder, encoder, Projection(projection, center), "fp32", bank, clouds, **options).passed
+    assert not verify(folder, encoder, Projection(projection), "fp32", bank, clouds, **options).passed
 
 
 def test_on_real_clouds(shared_data, tmp_path):

@@ -117,7 +117,11 @@ def _from_base(path: Path, base: DualEncoder, architecture: Architecture, classe
 
 @torch.no_grad()
 def trained_bank(network: Student, vocabulary: Vocabulary, temperature: float) -> ClassBank:
-    """The classifier Theta as data: directions, lengths, scale and the point branch's temperature."""
+    """The classifier Theta as data: directions, lengths, scale and the point branch's temperature.
+
+    It softens scores and never sharpens them: it was fitted to what the image branch says, and branches that learned
+    the same pseudo-labels agree on their mistakes too.
+    """
     weights = network.class_weights().double().T  # (C, D)
     lengths = weights.norm(dim=1)
     directions = Vocabulary.create(
@@ -127,7 +131,7 @@ def trained_bank(network: Student, vocabulary: Vocabulary, temperature: float) -
         prompts=vocabulary.prompts,
         tag=vocabulary.tag,
     )
-    return ClassBank(directions, lengths.float().numpy(), float(temperature))
+    return ClassBank(directions, lengths.float().numpy(), max(1.0, float(temperature)))
 
 
 def zero_shot_bank(base: DualEncoder, classes: ClassBank) -> ClassBank:

@@ -26,9 +26,15 @@ def test_a_run_exports_what_it_evaluates(finished_run):
         logits = torch.cat([run.adapted.classify(run.adapted.embed_point(each)) for each in features])
     embedding = source.embed(clouds)
     np.testing.assert_allclose(source.bank.logits(embedding), logits.numpy(), atol=1e-3)
-    temperature = run.temperatures["adapted"][0]
+    temperature = max(1.0, run.temperatures["adapted"][0])
     expected = (logits.double() / temperature).softmax(dim=1).numpy()
     np.testing.assert_allclose(source.bank.scores(embedding), expected, atol=1e-5)
+
+
+def test_a_temperature_softens_scores_and_never_sharpens_them(finished_run):
+    run = load_run(finished_run)
+    found = [trained_bank(run.adapted, run.vocabulary, given).temperature for given in (0.5, 1.0, 1.7)]
+    assert found == [1.0, 1.0, 1.7]
 
 
 def test_it_is_the_network_that_the_recipe_chose(finished_run):

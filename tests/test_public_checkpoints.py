@@ -44,7 +44,7 @@ State = dict[str, Tensor]
 NAMES = ("mug", "bowl", "lamp")
 TOLERANCE = 5e-5
 COLUMNS = "xyzrgb"
-ONE_STEP = {"epochs": 1, "batch_size": 3, "warmup_epochs": 0.0, "views": 2, "device": "cpu"}
+ONE_STEP = {"epochs": 1, "batch_size": 3, "warmup_epochs": 0.0, "views": 2, "device": "cpu", "center": "none"}
 BUILDER = importlib.util.find_spec("tensorrt_rtx")
 NO_LEARNING = 1e-30
 """A rate at which no weight moves: what leaves the training is what came in."""
@@ -239,7 +239,8 @@ def test_a_step_that_learns_reaches_the_bundle(clouds: Path, tmp_path: Path) -> 
     )
     torch.save(case.wrap(case.state(layout)), tmp_path / "checkpoint.pt")
     convert_checkpoint(tmp_path / "checkpoint.pt", tmp_path / "base.safetensors", layouts=public.SMALL)
-    config = make_config({**ONE_STEP, "learning_rate": 1.0, "exported": "student", "selection": "last"})
+    learning = {"learning_rate": 1.0, "exported": "student", "selection": "last", "center": "target"}
+    config = make_config({**ONE_STEP, **learning})
     opened = Reading(columns=COLUMNS).open(clouds, layout.card)
     train(
         opened, tmp_path / "base.safetensors", words_for(layout), config, tmp_path / "run",

@@ -62,7 +62,7 @@ class Folder:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("crossmost.adaptation.trainer.diagnose", press)
+            patch.setattr("crossmost.adaptation.trainer.project", press)
             with pytest.raises(KeyboardInterrupt):
                 self.train(clouds, config)
         return self

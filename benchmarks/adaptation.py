@@ -10,7 +10,6 @@ clouds of one pair, prints the tables and writes to WORK only.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from adaptation_figures import draw
 from adaptation_rows import ROWS
 from adaptation_table import full_tables, read, short_table
@@ -149,22 +149,19 @@ def write_tables() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = common.parser(
+        __doc__,
+        work="archives, bases and runs",
+        pairs=PAIRS,
+        seeds=True,
+        quick="a few clouds; write to WORK only",
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
-    parser.add_argument("--work", type=Path, required=True, help="folder for archives, bases and runs")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, each on one thread")
-    parser.add_argument("--quick", action="store_true", help="a few clouds; write nothing but to WORK")
     parser.add_argument(
         "--results-only", action="store_true", help="measure, and leave tables and figures as they are"
     )
-    parser.add_argument(
-        "--tables-only", action="store_true", help="write the tables from the results there are"
-    )
+    common.add_tables_only(parser)
     options = parser.parse_args()
     data, work = options.data.resolve(), options.work.resolve()
     if options.quick:

@@ -11,7 +11,6 @@ files alone. `--quick` works on a few clouds with a base of one epoch and writes
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 import baseline_embeddings as embeddings
 import baseline_fine_tuning as fine_tuning
 import baseline_networks as networks
@@ -203,18 +203,12 @@ def thin_source(archive: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    quick = "a few clouds of p3, a base of one epoch"
+    parser = common.parser(
+        __doc__, work="archives, bases and embeddings", pairs=PAIRS, seeds=True, quick=quick
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
-    parser.add_argument("--work", type=Path, required=True, help="folder for archives, bases and embeddings")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--baselines", nargs="+", choices=BASELINES, default=list(BASELINES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="a few clouds of p3, a base of one epoch")
-    parser.add_argument(
-        "--tables-only", action="store_true", help="write the table from the results there are"
-    )
+    common.add_tables_only(parser)
     options = parser.parse_args()
     settings = Settings(options.work.resolve())
     if options.quick:

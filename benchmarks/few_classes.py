@@ -9,7 +9,6 @@ quick base of adaptation.py, with few draws and writes into WORK.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from adaptation import base_of, machine, make_base
 from baseline_features import BRANCHES, Frozen, frozen_features
 from pairs import PAIRS, prepare
@@ -118,17 +118,11 @@ def table(results: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    quick = "one pair and seed, two draws, into WORK"
+    parser = common.parser(
+        __doc__, work="archives, bases and embeddings", pairs=PAIRS, seeds=True, quick=quick
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
-    parser.add_argument("--work", type=Path, required=True, help="folder for archives, bases and embeddings")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one pair and seed, two draws, into WORK")
-    parser.add_argument(
-        "--tables-only", action="store_true", help="write the table from the results there are"
-    )
+    common.add_tables_only(parser)
     options = parser.parse_args()
     data, work = options.data.resolve(), options.work.resolve()
     if options.quick:

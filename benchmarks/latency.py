@@ -11,7 +11,6 @@ neither results nor the README. Without networks in WORK, `--prepare-only` (minu
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from adaptation import crossmost, machine
 from export_parity import PAIR, SIZES, adapt, make_bases
 from latency_figure import draw
@@ -219,15 +219,11 @@ def prepare(settings: Iterable[Setting], data: Path, work: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
-    parser.add_argument("--work", type=Path, required=True, help="folder for bases, runs and bundles")
-    parser.add_argument("--quick", action="store_true", help="three settings; print the table only")
+    quick = "three settings; print the table only"
+    parser = common.parser(__doc__, work="bases, runs and bundles", quick=quick)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no setting after so long")
     parser.add_argument("--prepare-only", action="store_true", help="make what is measured, measure nothing")
-    parser.add_argument("--tables-only", action="store_true", help="write table and figure from the results")
+    common.add_tables_only(parser)
     arguments = parser.parse_args()
     data, work = arguments.data, arguments.work
     settings = QUICK if arguments.quick else SETTINGS

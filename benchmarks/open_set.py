@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from adaptation import machine
 from networks import Network, embed, load_networks
 from open_set_measures import RATES, by_rule, calibration, chosen, detection, temperatures
@@ -165,18 +166,10 @@ def measure(pair: str, seed: int, options: argparse.Namespace, out: Path, stride
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs of adaptation.py")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    quick = "a quarter of the clouds, one seed, in WORK only"
+    parser = common.parser(__doc__, work="the runs of adaptation.py", pairs=PAIRS, seeds=True, quick=quick)
     parser.add_argument("--strict", type=Path, help="folder for runs trained without the held-out names")
-    parser.add_argument(
-        "--quick", action="store_true", help="a quarter of the clouds, one seed, in WORK only"
-    )
-    parser.add_argument("--tables-only", action="store_true", help="from the results there are")
+    common.add_tables_only(parser)
     options = parser.parse_args()
     import open_set_strict
     import open_set_table

@@ -10,7 +10,6 @@ measured again. `--quick` measures less and writes neither results nor a README.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from adaptation import machine
 from export_parity import run_measured
 from tables import write_between
@@ -150,15 +150,10 @@ def line(model: Model, row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
-    parser.add_argument("--work", type=Path, required=True, help="folder for bases and bundles")
+    parser = common.parser(__doc__, work="bases and bundles", quick="three clouds each; print the table only")
     parser.add_argument(
         "--cards", help="only these, such as uni3d-ti,ulip-pointbert; default: all, the smallest first"
     )
-    parser.add_argument("--quick", action="store_true", help="three clouds each; print the table only")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     results = arguments.work / "public-quick" if arguments.quick else RESULTS

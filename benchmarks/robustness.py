@@ -11,7 +11,6 @@ them alone.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from adaptation import machine
 from changes import CHANGE_SEED, CHANGES, Change, Scene
 from networks import ADAPTED, ZERO_SHOT, Network, embed, load_networks
@@ -123,15 +123,10 @@ def measure(change: Change, networks: Sequence[Network], data: Path, out: Path, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs of adaptation.py")
+    quick = "a ninth of the clouds, one seed, in WORK only"
+    parser = common.parser(__doc__, work="the runs of adaptation.py", seeds=True, quick=quick)
     parser.add_argument("--changes", nargs="+", choices=CHANGES, default=list(CHANGES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="a ninth of the clouds, one seed, in WORK only")
-    parser.add_argument("--tables-only", action="store_true", help="from the results there are")
+    common.add_tables_only(parser)
     options = parser.parse_args()
     import robustness_table
 

@@ -11,7 +11,6 @@ README.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from adaptation import machine
 from runtime_table import table
 from tables import write_between
@@ -167,12 +167,8 @@ def soak(predictions: int, data: Path, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
-    parser.add_argument("--work", type=Path, required=True, help="folder for bases, runs and bundles")
-    parser.add_argument("--quick", action="store_true", help="few turns, single clouds; print the table only")
+    quick = "few turns, single clouds; print the table only"
+    parser = common.parser(__doc__, work="bases, runs and bundles", quick=quick)
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="also N predictions in a loop")
     parser.add_argument(
         "--install", action="store_true", help="also the size of an installation; needs an index"

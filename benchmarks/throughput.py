@@ -10,7 +10,6 @@ measures the small card for a few steps and writes neither results nor the READM
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from adaptation import machine
 from tables import write_between
 from throughput_table import WAYS, table
@@ -179,18 +179,10 @@ def summary(answers: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real clouds")
-    parser.add_argument("--work", type=Path, required=True, help="folder for bases, clouds and pictures")
-    parser.add_argument(
-        "--quick", action="store_true", help="the small card, few steps; print the table only"
-    )
+    quick = "the small card, few steps; print the table only"
+    parser = common.parser(__doc__, work="bases, clouds and pictures", quick=quick)
     parser.add_argument("--prepare-only", action="store_true", help="make what is measured, measure nothing")
-    parser.add_argument(
-        "--tables-only", action="store_true", help="write the table from the results there are"
-    )
+    common.add_tables_only(parser)
     arguments = parser.parse_args()
     data, work = arguments.data, arguments.work
     results = work / "throughput-quick" if arguments.quick else RESULTS

@@ -12,7 +12,7 @@ from torch import Tensor
 from crossmost.data.samples import PlainBatch
 from crossmost.errors import WorkFailed
 from crossmost.models.grouping import cut
-from crossmost.models.student import Student, unit
+from crossmost.models.student import Student
 
 SEARCH_STEPS = 40
 TEMPERATURES = (0.25, 16.0)
@@ -58,8 +58,7 @@ def project(
         point = model.project_point(model.point_features(groups)).float()
         image = None
         if seen.views is not None:
-            rows = model.project_image(model.image_features(seen.views.flatten(0, 1)))
-            image = rows.float().unflatten(0, seen.views.shape[:2])
+            image = _project_views(model, seen.views).float()
         yield Projected(batch.indices, point, image)
     if none:
         raise WorkFailed("none of the clouds to look at could be read")
@@ -71,7 +70,7 @@ def classified(model: Student, projected: Iterable[Projected]) -> Diagnosis:
     found = [
         (
             batch.indices.cpu(),
-            model.classify(unit(batch.point - model.point_center)).cpu(),
+            model.classify(model.place_point(batch.point)).cpu(),
             None if batch.image is None else _mean_logits(model, batch.image).cpu(),
         )
         for batch in projected
@@ -80,9 +79,14 @@ def classified(model: Student, projected: Iterable[Projected]) -> Diagnosis:
     return Diagnosis(torch.cat(indices), torch.cat(point), None if images[0] is None else torch.cat(images))
 
 
+def _project_views(model: Student, views: Tensor) -> Tensor:
+    """The views of each object in the joint space: (B, V, 3, H, W) to (B, V, D) rows of any length."""
+    return model.project_image(model.image_features(views.flatten(0, 1))).unflatten(0, views.shape[:2])
+
+
 def _mean_logits(model: Student, rows: Tensor) -> Tensor:
     """The mean of the logits of each object's views: (B, V, D) to (B, C)."""
-    embedding = unit(rows.flatten(0, 1) - model.image_center)
+    embedding = model.place_image(rows.flatten(0, 1))
     return model.classify(embedding).unflatten(0, rows.shape[:2]).mean(dim=1)
 
 
@@ -112,8 +116,7 @@ def point_logits(model: Student, points: tuple[Tensor, Tensor]) -> Tensor:
 
 def image_logits(model: Student, views: Tensor) -> Tensor:
     """Classify views (B, V, 3, H, W): (B, classes) float32, the mean over each object's views."""
-    embedding = model.embed_image(model.image_features(views.flatten(0, 1)))
-    return model.classify(embedding).unflatten(0, views.shape[:2]).mean(dim=1)
+    return _mean_logits(model, _project_views(model, views))
 
 
 def fit_temperature(logits: Tensor, target: Tensor) -> float:

@@ -173,11 +173,19 @@ class Student(DualEncoder):
 
     def embed_point(self, features: PointFeatures) -> Tensor:
         """f_P, (B, D) unit rows about the branch's center."""
-        return unit(self.project_point(features) - self.point_center)
+        return self.place_point(self.project_point(features))
 
     def embed_image(self, features: ImageFeatures) -> Tensor:
         """f_I, (B, D) unit rows about the branch's center."""
-        return unit(self.project_image(features) - self.image_center)
+        return self.place_image(self.project_image(features))
+
+    def place_point(self, rows: Tensor) -> Tensor:
+        """Z_P W_P, (B, D), to unit rows about the branch's center."""
+        return unit(rows - self.point_center)
+
+    def place_image(self, rows: Tensor) -> Tensor:
+        """Z_I W_I, (B, D), to unit rows about the branch's center."""
+        return unit(rows - self.image_center)
 
     def point_head(self) -> Projection:
         """What turns the point encoder's features into f_P, for use without the rest."""

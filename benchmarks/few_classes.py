@@ -1,4 +1,4 @@
-"""What subtracting the mean costs where a target holds few of the classes that the vocabulary names.
+"""What subtracting the mean costs where a target holds few of the classes that the vocabulary names, and what tells.
 
     python benchmarks/few_classes.py --data DATA --work WORK [--quick] [--tables-only]
 
@@ -32,6 +32,14 @@ from crossmost.models.student import unit
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "few_classes"
 DRAWS = 10
+WAYS = ("zero-shot", "centered")
+TITLES = {"point": "points", "image": "images", "agree": "branches agree"}
+AGREEMENT = (
+    ("less often, or as often", -1.0, 0.0),
+    ("up to 5 points more often", 0.0, 0.05),
+    ("more than that", 0.05, 1.0),
+)
+"""Ranges of the change of agreement: above the first bound, up to the second."""
 
 
 def numbers_of_classes(classes: int) -> list[int]:
@@ -40,7 +48,7 @@ def numbers_of_classes(classes: int) -> list[int]:
 
 
 def measure(frozen: Frozen, seed: int, draws: int) -> dict[str, Any]:
-    """Share of the target's own clouds named rightly, without and about the center, by the number of classes there.
+    """What the base and the base about the center say of the target's own clouds, by the number of classes there.
 
     The classes that are there are drawn; the vocabulary keeps all names, and the clouds are the training split's.
     """
@@ -51,21 +59,22 @@ def measure(frozen: Frozen, seed: int, draws: int) -> dict[str, Any]:
             rng.permutation(frozen.classes)[:count] for _ in range(1 if count == frozen.classes else draws)
         ]
         chosen = [np.flatnonzero(np.isin(frozen.train.labels, classes)) for classes in drawn]
-        found[str(count)] = {branch: accuracies(frozen, branch, chosen) for branch in BRANCHES}
+        found[str(count)] = {way: [look(frozen, index, way) for index in chosen] for way in WAYS}
     return found
 
 
-def accuracies(frozen: Frozen, branch: str, chosen: list[NDArray[np.int64]]) -> dict[str, float]:
-    """The mean over draws of clouds, as the base stands and about the mean of the clouds that were drawn."""
-    rows = torch.from_numpy(frozen.train.unit(branch))
+def look(frozen: Frozen, index: NDArray[np.int64], way: str) -> dict[str, float]:
+    """The share of clouds that each branch names rightly, and on which both name the same class."""
     theta = torch.from_numpy(frozen.vocabulary.embeddings)
-    labels = torch.from_numpy(frozen.train.labels)
-    right: dict[str, list[float]] = {"zero-shot": [], "centered": []}
-    for index in chosen:
-        seen, truth = rows[index], labels[index]
-        for name, embedding in (("zero-shot", seen), ("centered", unit(seen - center_of(seen).mean))):
-            right[name].append(float(((embedding @ theta.T).argmax(dim=1) == truth).float().mean()))
-    return {name: statistics.mean(values) for name, values in right.items()}
+    labels = torch.from_numpy(frozen.train.labels[index])
+    said = {}
+    for branch in BRANCHES:
+        rows = torch.from_numpy(frozen.train.unit(branch)[index])
+        said[branch] = ((unit(rows - center_of(rows).mean) if way == "centered" else rows) @ theta.T).argmax(
+            dim=1
+        )
+    shares = {branch: float((answer == labels).float().mean()) for branch, answer in said.items()}
+    return {**shares, "agree": float((said["point"] == said["image"]).float().mean())}
 
 
 def measure_missing(
@@ -89,32 +98,55 @@ def measure_missing(
 
 
 def table(results: Path) -> str:
-    """A line for each pair and number of classes; means over seeds in percent."""
+    """A line for each pair and number of classes, means over seeds and draws; then what the agreement told."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     if not found:
         return ""
     head = [
         "pair",
         "classes there",
-        "points: zero-shot",
-        "centered",
-        "images: zero-shot",
-        "centered",
+        *(f"{TITLES[figure]}: zero-shot | centered" for figure in TITLES),
         "seeds",
     ]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [f"| {' | '.join(head)} |", "|---" * (len(head) + len(TITLES)) + "|"]
     for pair in PAIRS:
         of_pair = [each for each in found if each["pair"] == pair]
         for count in of_pair[0]["present"] if of_pair else ():
+            looks = {way: [one for each in of_pair for one in each["present"][count][way]] for way in WAYS}
             cells = [
-                f"{100 * statistics.mean(each['present'][count][branch][name] for each in of_pair):.1f}"
-                for branch in BRANCHES
-                for name in ("zero-shot", "centered")
+                f"{100 * statistics.mean(one[figure] for one in looks[way]):.1f}"
+                for figure in TITLES
+                for way in WAYS
             ]
             lines.append(
                 f"| {pair} | {count} of {of_pair[0]['classes']} | {' | '.join(cells)} | {len(of_pair)} |"
             )
-    return "\n".join([f"Training split of the target; {found[0]['machine']}", "", *lines])
+    return "\n".join(
+        [f"Training split of the target; {found[0]['machine']}", "", *lines, "", *agreement_lines(found)]
+    )
+
+
+def agreement_lines(found: list[dict[str, Any]]) -> list[str]:
+    """What the center did to accuracy, by what it did to the agreement of the branches: a line for each range."""
+    changes = np.array(
+        [
+            (one["agree"] - zero["agree"], (one["point"] + one["image"] - zero["point"] - zero["image"]) / 2)
+            for each in found
+            for looks in each["present"].values()
+            for zero, one in zip(*(looks[way] for way in WAYS), strict=True)
+        ]
+    )
+    lines = [
+        "| the branches agree, centered | accuracy, mean of the branches | worst draw | draws that gain | draws |",
+        "|---|---|---|---|---|",
+    ]
+    for title, low, high in AGREEMENT:
+        gained = 100 * changes[(changes[:, 0] > low) & (changes[:, 0] <= high), 1]
+        if len(gained):
+            lines.append(
+                f"| {title} | {gained.mean():+.1f} | {gained.min():+.1f} | {np.mean(gained > 0):.0%} | {len(gained)} |"
+            )
+    return lines
 
 
 def main() -> None:

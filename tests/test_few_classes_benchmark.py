@@ -26,13 +26,19 @@ def shifted_target(classes: int = 4, each: int = 30) -> Frozen:
     return Frozen(Vocabulary.create(tuple("abcd"), theta, logit_scale=20.0), split, split)
 
 
+def mean(looks: list[dict[str, float]], figure: str) -> float:
+    return float(np.mean([one[figure] for one in looks]))
+
+
 def test_the_center_helps_where_all_classes_are_there_and_not_where_one_is() -> None:
     found = few_classes.measure(shifted_target(), seed=0, draws=6)
     assert list(found) == ["4", "2", "1"]
     for branch in ("point", "image"):
-        assert found["4"][branch]["zero-shot"] < 0.5
-        assert found["4"][branch]["centered"] > 0.95
-        assert found["1"][branch]["centered"] < 0.7  # what is left of one class is noise
+        assert mean(found["4"]["zero-shot"], branch) < 0.5
+        assert mean(found["4"]["centered"], branch) > 0.95
+        assert mean(found["1"]["centered"], branch) < 0.7  # what is left of one class is noise
+    assert len(found["2"]["centered"]) == 6
+    assert mean(found["1"]["centered"], "agree") == 1.0  # the branches of these clouds are the same
 
 
 def test_the_table_has_a_line_for_each_number_of_classes(tmp_path: Path) -> None:
@@ -43,5 +49,20 @@ def test_the_table_has_a_line_for_each_number_of_classes(tmp_path: Path) -> None
         (tmp_path / f"p3_{seed}.json").write_text(json.dumps(row))
     lines = few_classes.table(tmp_path).splitlines()
     assert lines[0].endswith("a computer")
-    assert [line.split("|")[2].strip() for line in lines[4:]] == ["4 of 4", "2 of 4", "1 of 4"]
-    assert all(line.rstrip().endswith("| 2 |") for line in lines[4:])
+    assert [line.split("|")[2].strip() for line in lines[4:7]] == ["4 of 4", "2 of 4", "1 of 4"]
+    assert all(line.rstrip().endswith("| 2 |") for line in lines[4:7])
+    assert {line.count("|") for line in lines[2:7]} == {10}
+
+
+def test_draws_are_counted_by_how_the_agreement_changed() -> None:
+    def look(right: float, agree: float) -> dict[str, float]:
+        return {"point": right, "image": right, "agree": agree}
+
+    zero = [look(0.5, 0.5)] * 4
+    centered = [look(0.3, 0.4), look(0.4, 0.5), look(0.6, 0.54), look(0.9, 0.8)]
+    lines = few_classes.agreement_lines([{"present": {"2": {"zero-shot": zero, "centered": centered}}}])
+    assert [line.split("|")[2:6] for line in lines[2:]] == [
+        [" -15.0 ", " -20.0 ", " 0% ", " 2 "],
+        [" +10.0 ", " +10.0 ", " 100% ", " 1 "],
+        [" +40.0 ", " +40.0 ", " 100% ", " 1 "],
+    ]

@@ -43,7 +43,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@ $(VENV)/.demo
 
 # Accuracy first: where trainings are missing they take longest, and the others use what they leave in WORK.
-ACCURACY := adaptation baselines few_classes robustness open_set
+ACCURACY := adaptation diagnosis baselines few_classes robustness open_set
 SPEED := throughput latency
 OTHERS := export_parity runtime public_encoders
 

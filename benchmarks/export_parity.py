@@ -192,7 +192,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    prepare(arguments.data, PAIR, work)
+    prepare(arguments.data, PAIR, work / PAIR)
     bases = make_bases(work)
     for card, base in bases.items():
         run = adapt(card, base, work)

@@ -27,7 +27,7 @@ is not counted: it finds the caches full of another way's weights."""
 
 def make_bundle(card: str, work: Path, data: Path) -> tuple[Path, Path]:
     """The run and the bundle of a card, once."""
-    prepare_pair(data, PAIR, work)
+    prepare_pair(data, PAIR, work / PAIR)
     run, bundle = adapt(card, make_bases(work)[card], work), work / f"{card}-runtime.bundle"
     if not (bundle / "manifest.json").is_file():
         verify = [

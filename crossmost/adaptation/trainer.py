@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,18 +37,17 @@ from crossmost.adaptation.diagnosis import (
 )
 from crossmost.adaptation.optimizer import freeze, make_optimizer, training_mode
 from crossmost.adaptation.pseudo_labels import Labeler, PseudoLabels
+from crossmost.adaptation.sampling import WatchedClouds, sample_settings
 from crossmost.adaptation.schedules import ema_decay, learning_rate
 from crossmost.adaptation.selection import collapsed, histogram, score
 from crossmost.adaptation.step import Fairness, loss_terms, total
 from crossmost.adaptation.teacher import make_teacher, update_teacher
 from crossmost.config import TrainConfig
-from crossmost.data.augment import STRONG, PointAugment
 from crossmost.data.samples import (
     Clouds,
     EpochOrder,
     PlainBatch,
     PlainSamples,
-    SampleSettings,
     TrainingBatch,
     TrainingSamples,
     plain_batches,
@@ -330,58 +329,3 @@ class Trainer:
                 self.base[name].copy_(value)
         self.fairness.average = dict(state["fairness"])
         self.chosen = chosen
-
-
-class WatchedClouds:
-    """At most `most` clouds, evenly spaced over a dataset: the same ones in every epoch."""
-
-    def __init__(self, clouds: Clouds, most: int):
-        self.clouds = clouds
-        count = min(most, len(clouds))
-        self.indices = [index * len(clouds) // count for index in range(count)]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def original(self, positions: Tensor) -> Tensor:
-        """Indices into the dataset of watched clouds: (n,) int64 to the same."""
-        return torch.tensor(self.indices)[positions]
-
-    def try_load(self, index: int) -> Any:
-        """The cloud, or None where the file is bad."""
-        return self.clouds.try_load(self.indices[index])
-
-    def views(self, index: int) -> Any:
-        """The user's own pictures of the cloud."""
-        return self.clouds.views(self.indices[index])
-
-
-def sample_settings(student: Student, config: TrainConfig) -> SampleSettings:
-    """How a run's samples are made."""
-    return SampleSettings(
-        seed=config.seed,
-        image_size=student.image_size,
-        views=config.views,
-        least=student.point_encoder.card.least,
-        teacher_sees=config.views if config.teacher_views == "mean" else 1,
-        strong=strong_augment(config),
-        scan_severity=config.scan_augment,
-        photometric=config.rendered_views == "photometric",
-    )
-
-
-def strong_augment(config: TrainConfig) -> PointAugment:
-    """The student's point augmentation.
-
-    As published, dropped points are overwritten with the first one and every cloud is filled up to 8192 points
-    with local means. Patches make clouds of different sizes one batch, so neither is needed.
-    """
-    published = config.dropped_points == "repeated"
-    return replace(
-        STRONG,
-        scale=config.strong_scale,
-        translation=config.strong_translation,
-        dropout=config.strong_dropout,
-        drop_mode="first" if published else "remove",
-        upsample_to=STRONG.upsample_to if published else 0,
-    )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crossmost.adaptation import trainer as module
 from crossmost.adaptation.diagnosis import Diagnosis
+from crossmost.adaptation.sampling import WatchedClouds
 from crossmost.adaptation.schedules import ema_decay
 from crossmost.adaptation.trainer import Record, Trainer
 from crossmost.data.dataset import CloudDataset
@@ -281,7 +282,7 @@ def test_every_epoch_is_judged_on_the_same_watched_clouds(
     trainer = start(epochs=1, watched=6)
     fit(trainer)
     assert [len(found.indices) for found in seen] == [6, 6, 6]  # the base first, then about its center
-    watched = module.WatchedClouds(trainer.clouds, 6)
+    watched = WatchedClouds(trainer.clouds, 6)
     assert watched.indices == [0, 4, 8, 12, 16, 20]
     assert all(len(labels) == 6 for labels in trainer.progress.watched)
 

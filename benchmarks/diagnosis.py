@@ -31,13 +31,12 @@ from tables import write_between
 from crossmost.adaptation.centering import find_centers
 from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, calibrate, classified, diagnose, project
 from crossmost.adaptation.pseudo_labels import class_thresholds, most_likely
-from crossmost.adaptation.selection import score
+from crossmost.adaptation.up_axis import scores_by_up_axis
 from crossmost.checkpoints.run import load_run
 from crossmost.config import TrainConfig
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.reading import Reading
 from crossmost.data.samples import PlainSamples, plain_batches
-from crossmost.data.upright import CANDIDATES
 from crossmost.evaluation.metrics import reliability
 from crossmost.models.student import Student
 
@@ -45,9 +44,11 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "diagnosis"
 CPU = torch.device("cpu")
 SOME = 256
-"""Clouds whose shape is measured, and whose up axis is tried."""
+"""Clouds whose shape is measured."""
 NEIGHBORS = 16
 CONFUSIONS = 3
+MODES = ("joint", "point-only")
+"""Runs that look at both branches, and at one."""
 
 
 def looks(network: Student, clouds: CloudDataset, views: int) -> Any:
@@ -132,17 +133,6 @@ def shape_of(clouds: CloudDataset) -> dict[str, float]:
     return dict(zip(("points", "spacing", "roughness", "height"), map(float, medians), strict=True))
 
 
-def by_up_axis(base: Student, archive: Path, views: int) -> dict[str, float]:
-    """How good the base looks without labels on the target's clouds, read with each axis up: `selection.score`."""
-    found = {}
-    for axis in CANDIDATES:
-        clouds = Reading(up_axis=axis).open(archive, base.point_encoder.card, "train")
-        seen = diagnose(base, looks(base, clouds.subset(clouds.spread(SOME)), views), CPU)
-        each = posteriors(seen)
-        found[axis] = score(seen, each["point"], each["image"], "joint")
-    return found
-
-
 def measure(run: Path, pair: Path) -> dict[str, Any]:
     """Everything of one pair and seed."""
     loaded = load_run(run)
@@ -155,7 +145,10 @@ def measure(run: Path, pair: Path) -> dict[str, Any]:
     card, target, source = base.point_encoder.card, pair / "target.npz", pair / "source.npz"
     clouds = Reading().open(target, card, "train")
     labels = clouds.label_indices(names)
-    axes = by_up_axis(base, target, views)
+    axes = {
+        mode: scores_by_up_axis(base, clouds, loaded.config.model_copy(update={"mode": mode}), CPU)
+        for mode in MODES
+    }
     sides = {"source": Reading().open(source, card, "train"), "target": clouds}
     found = moments(base, adapted, clouds, views)
     return {

@@ -12,9 +12,12 @@ from pairs import PAIRS
 from summaries import cell
 from summaries import table as markdown
 
+from crossmost.adaptation.up_axis import likelier_axis
+
 MOMENTS = {"zero-shot": "zero-shot", "centered": "about the center", "joint": "joint training"}
 BRANCHES = {"point": "points", "image": "images", "both": "both"}
 Found = Sequence[dict[str, Any]]
+UP = "z"
 
 
 def table(results: Path) -> str:
@@ -115,10 +118,16 @@ def shape_lines(found: dict[str, Found]) -> list[str]:
 
 
 def axis_lines(found: dict[str, Found]) -> list[str]:
-    axes = list(next(iter(found.values()))[0]["axes"])
+    """Scores by axis, and what a run would say: of clouds that stand as they should, and of clouds that do not."""
+    modes = list(next(iter(found.values()))[0]["axes"])
+    axes = list(next(iter(found.values()))[0]["axes"][modes[0]])
     rows = []
     for pair, files in found.items():
-        best = sum(max(each["axes"], key=each["axes"].__getitem__) == "z" for each in files)
-        scores = [cell([each["axes"][axis] for each in files], percent=False) for axis in axes]
-        rows.append([pair, *scores, f"{best} of {len(files)}"])
-    return markdown(["pair", *axes, "z is best"], rows)
+        for mode in modes:
+            scores = [each["axes"][mode] for each in files]
+            cells = [cell([each[axis] for each in scores], percent=False) for axis in axes]
+            warned = sum(likelier_axis(each, UP) is not None for each in scores)
+            wrong = [(each, axis) for each in scores for axis in axes if axis != UP]
+            noticed = sum(likelier_axis(each, axis) == UP for each, axis in wrong)
+            rows.append([pair, mode, *cells, f"{warned} of {len(scores)}", f"{noticed} of {len(wrong)}"])
+    return markdown(["pair", "mode", *axes, "warned of z", "wrong axis named right"], rows)

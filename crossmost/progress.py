@@ -48,6 +48,10 @@ class RunProgress:
         if self.writer is not None:
             self.writer.close()
 
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.console.print(f"warning: {text}", highlight=False, soft_wrap=True, markup=False)
+
     def batch(self, figures: dict[str, Any]) -> None:
         """Advance by one batch."""
         text = f"loss {figures['loss']:.3f}  kept {figures['kept']:.0%}"

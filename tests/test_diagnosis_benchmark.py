@@ -91,7 +91,8 @@ def result(seed: int) -> dict[str, Any]:
     shape = {"points": 512.0, "spacing": 0.05, "roughness": 0.2, "height": 1.5}
     axes = dict.fromkeys(("x", "-x", "y", "-y", "z", "-z"), 0.3) | {"z" if seed else "y": 0.9}
     return {
-        "pair": "p3", "seed": seed, "machine": "a computer", "axes": axes, "shape": {"source": shape, "target": shape},
+        "pair": "p3", "seed": seed, "machine": "a computer", "axes": {"joint": axes},
+        "shape": {"source": shape, "target": shape},
         "moments": dict.fromkeys(("zero-shot", "centered", "joint"), moment),
     }  # fmt: skip
 
@@ -106,4 +107,4 @@ def test_the_tables_say_what_the_files_hold(tmp_path: Path) -> None:
     assert "| +25.0 ± 0.0 (26.0) | 70.0 ± 0.0 |" in written
     assert "| bush as car 50 % |" in written  # the mean of both seeds
     assert "| p3 | target | 512 | 0.050 | 0.200 | 1.50 |" in written
-    assert "| 1 of 2 |" in written
+    assert "| 1 of 2 | 5 of 10 |" in written  # seed 0 takes y for up: warned of z, and of no axis towards z

@@ -15,6 +15,7 @@ import numpy as np
 
 from crossmost import __version__
 from crossmost.adaptation.trainer import Record, Trainer
+from crossmost.adaptation.up_axis import axis_warning, scores_by_up_axis
 from crossmost.checkpoints.atomic import json_line, save_arrays, write_json_atomic, write_text_atomic
 from crossmost.checkpoints.base import Architecture, load_base, read_architecture
 from crossmost.checkpoints.run import (
@@ -41,6 +42,7 @@ from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 
 OnBatch = Callable[[Record], None]
 OnEpoch = Callable[[Record], None]
+OnWarning = Callable[[str], None]
 
 
 class Outcome(NamedTuple):
@@ -59,6 +61,7 @@ def train(
     *,
     on_batch: OnBatch,
     on_epoch: OnEpoch,
+    on_warning: OnWarning = lambda _: None,
 ) -> Outcome:
     """Adapt a base to unlabelled clouds.
 
@@ -70,6 +73,7 @@ def train(
         folder: where the run is written; must not hold one yet.
         on_batch: called with the figures of each batch.
         on_epoch: called with the record of each epoch, that before training first.
+        on_warning: called before training with what seems wrong with the clouds.
 
     Raises:
         InputError: base, vocabulary, clouds or folder cannot be used.
@@ -82,10 +86,15 @@ def train(
     encoders, architecture = load_base(base)
     config = fit_to_base(config, images=architecture.image is not None)
     student = build_student(encoders, architecture, vocabulary, config)
-    trainer = Trainer(student, checked(clouds), config)
+    unlabelled = checked(clouds)
+    trainer = Trainer(student, unlabelled, config)
+    scores = scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device)
+    up_axis = {"given": clouds.preparation.up_axis, "scores": scores}
+    if warning := axis_warning(**up_axis):
+        on_warning(warning)
     start_run(folder, base, vocabulary)
     write_text_atomic(folder / CONFIG, to_yaml(config))
-    write_json_atomic(folder / PROVENANCE, provenance(clouds, base))
+    write_json_atomic(folder / PROVENANCE, {**provenance(clouds, base), "up_axis": up_axis})
     save_sample(folder / SAMPLE, take_sample(clouds))
     return _fit(trainer, architecture, folder, on_batch, on_epoch)
 

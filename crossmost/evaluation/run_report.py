@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.adaptation.up_axis import axis_warning
 from crossmost.checkpoints.base import Architecture
 from crossmost.checkpoints.run import METRICS, REPORT, Run, read_provenance
 from crossmost.data.dataset import CloudDataset
@@ -93,6 +94,9 @@ def encoder_row(architecture: Architecture) -> str:
 def warnings(run: Run, clouds: CloudDataset) -> list[str]:
     """What the reader should know before the figures."""
     found = []
+    looked = read_provenance(run.folder).get("up_axis")
+    if looked and (lying := axis_warning(looked["scores"], looked["given"])):
+        found.append(f"{lying[0].upper()}{lying[1:]}.")
     stopped = read_records(run.folder)[-1].get("stopped")
     if stopped:
         found.append(f"The run stopped itself: {stopped}.")

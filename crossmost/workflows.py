@@ -131,8 +131,10 @@ def start_training(
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
     check_before_training(clouds, shown, vocabulary)
     with run_progress(clouds, config, out, 0, tensorboard) as progress:
-        watching = {"on_batch": progress.batch, "on_epoch": progress.epoch, "on_warning": progress.warn}
-        runs.train(clouds, base, vocabulary, config, out, **watching)
+        runs.train(
+            clouds, base, vocabulary, config, out,
+            on_batch=progress.batch, on_epoch=progress.epoch, on_warning=progress.warn,
+        )  # fmt: skip
     return _finish(load_run(out), clouds, shown)
 
 

@@ -88,13 +88,17 @@ def train(
     student = build_student(encoders, architecture, vocabulary, config)
     unlabelled = checked(clouds)
     trainer = Trainer(student, unlabelled, config)
-    scores = scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device)
-    up_axis = {"given": clouds.preparation.up_axis, "scores": scores}
-    if warning := axis_warning(**up_axis):
+    given, scores = (
+        clouds.preparation.up_axis,
+        scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device),
+    )
+    if warning := axis_warning(scores, given):
         on_warning(warning)
     start_run(folder, base, vocabulary)
     write_text_atomic(folder / CONFIG, to_yaml(config))
-    write_json_atomic(folder / PROVENANCE, {**provenance(clouds, base), "up_axis": up_axis})
+    write_json_atomic(
+        folder / PROVENANCE, {**provenance(clouds, base), "up_axis": {"given": given, "scores": scores}}
+    )
     save_sample(folder / SAMPLE, take_sample(clouds))
     return _fit(trainer, architecture, folder, on_batch, on_epoch)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from latency_fits import AXES, Row, along, exponent, medians, memory_seconds, read_rows
+from latency_fits import AXES, Row, along, exponent, medians, memory_seconds, read_rows, written
 from latency_table import NAMES, STAGES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 STAGED = {"plain": "as published", "fp32": "runtime, float32"}
 COLORS = {stage: f"C{index}" for index, stage in enumerate(STAGES)}
@@ -37,7 +37,7 @@ def draw(results: Path, path: Path) -> None:
 
 def labelled(name: str, found: float | None) -> str:
     """A name with the exponent that was fitted."""
-    return name if found is None else f"{name} ({found:.2f})"
+    return name if found is None else f"{name} ({written(found)})"
 
 
 def draw_totals(part: Axes, rows: list[Row], axis: str) -> None:
@@ -74,7 +74,9 @@ def finish(part: Axes, sizes: list[int], axis: str) -> None:
     part.set_yscale("log")
     part.set_xticks(sizes, [str(size) for size in sizes])
     part.xaxis.set_minor_formatter(NullFormatter())
-    part.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    part.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for place in (part.yaxis.set_major_formatter, part.yaxis.set_minor_formatter):
+        place(StrMethodFormatter("{x:g}"))
     part.set_xlabel(AXES[axis])
     part.set_ylabel("milliseconds, median")
     part.grid(alpha=0.3)

@@ -44,6 +44,11 @@ def exponent(rows: list[Row], axis: str, way: str, stage: str) -> float | None:
     return float(np.polyfit(sizes, np.log(medians(rows, way, stage)), 1)[0])
 
 
+def written(found: float) -> str:
+    """An exponent with two decimals, and none of them below zero by a hair."""
+    return f"{round(found, 2) + 0.0:.2f}"
+
+
 def memory_seconds(row: Row, precision: str) -> float:
     """How long it takes to move an encoder's weights once, as fast as this machine copies."""
     return float(row["weight_bytes"][precision] / row["copied_bytes_per_second"][1])

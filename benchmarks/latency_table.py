@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from latency_fits import AXES, FIXED, Row, along, exponent, medians, memory_seconds, read_rows
+from latency_fits import AXES, FIXED, Row, along, exponent, medians, memory_seconds, read_rows, written
 
 TORCH = {
     "plain": "eager PyTorch, as published",
@@ -65,7 +65,7 @@ def axis_lines(rows: list[Row], axis: str) -> list[str]:
 
 def power(found: float | None, axis: str) -> str:
     """An exponent as it is written."""
-    return "" if found is None else f"{AXES[axis][-1]}^{found:.2f}"
+    return "" if found is None else f"{AXES[axis][-1]}^{written(found)}"
 
 
 def thread_lines(rows: list[Row]) -> list[str]:
@@ -117,13 +117,13 @@ def stage_lines(rows: list[Row]) -> list[str]:
 def exponent_lines(rows: list[Row]) -> list[str]:
     """How each stage grows."""
     lines = ["**Scaling exponents** by stage\n"]
-    heads = [f"{stage}, {axis[0].upper()}" for axis in AXES for stage in STAGES[1:]]
+    heads = [f"{stage}, {AXES[axis][-1]}" for axis in AXES for stage in STAGES[1:]]
     lines += [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for way, name in NAMES.items():
         if way == "model":
             continue
         found = [exponent(along(rows, axis), axis, way, stage) for axis in AXES for stage in STAGES[1:]]
-        lines.append(f"| {name} | {' | '.join('' if x is None else f'{x:.2f}' for x in found)} |")
+        lines.append(f"| {name} | {' | '.join('' if x is None else written(x) for x in found)} |")
     return [*lines, ""]
 
 

@@ -37,6 +37,7 @@ def compiled_way(run: Path, threads: int) -> Way:
     from crossmost.runtime.preprocess import prepare
 
     torch.set_num_threads(threads)
+    torch._dynamo.reset()  # it keeps eight shapes of a function and runs further ones eagerly
     source = load_exportable(run, None)
     encoder, card = source.encoder.eval(), source.encoder.card
 

@@ -58,15 +58,16 @@ benchmarks: benchmark-data $(VENV)/.dev
 	$(BIN)/python benchmarks/demo.py --work "$(WORK)"
 	$(BIN)/python benchmarks/zoo_table.py
 
-# Without the long trainings of large encoders: export and demo are tried on what is quickly made, the runtime's own
-# benchmark only where `make benchmarks` has left its run.
+# Without the long trainings of large encoders: export and demo are tried on what is quickly made, latency and the
+# runtime only where `make benchmarks` has left their run.
 benchmarks-quick: benchmark-data $(VENV)/.dev
-	set -e; for script in $(ACCURACY) $(SPEED); do \
+	set -e; for script in $(ACCURACY) throughput; do \
 		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)" --quick; done
-	$(BIN)/crossmost export "$(WORK)/adaptation-quick/p3/joint-0" --out "$(WORK)/quick.bundle" --overwrite
-	if test -f "$(WORK)/run-point-bert-64x32/report.html"; then \
-		$(BIN)/python benchmarks/runtime.py --data "$(DATA)" --work "$(WORK)" --quick; \
-		else echo "runtime.py: left out, no run-point-bert-64x32 in $(WORK)"; fi
+	$(BIN)/crossmost export "$(WORK)/adaptation-quick/p1-moderate/joint-0" --out "$(WORK)/quick.bundle" --overwrite
+	set -e; for script in latency runtime; do \
+		if test -f "$(WORK)/run-point-bert-64x32/report.html"; then \
+		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)" --quick; \
+		else echo "$$script.py: left out, no run-point-bert-64x32 in $(WORK)"; fi; done
 	$(BIN)/python benchmarks/public_encoders.py --data "$(DATA)" --work "$(WORK)" --cards uni3d-ti --quick
 	rm -rf "$(WORK)/demo-quick" && $(BIN)/crossmost demo --out "$(WORK)/demo-quick"
 	set -e; for script in $(ACCURACY) $(SPEED); do \

@@ -37,7 +37,9 @@ RESULTS, FIGURES = HERE / "results" / "adaptation", HERE / "figures"
 PRETRAIN_EPOCHS = 16
 EPOCHS = {"p1": 5, "p2": 3, "p3": 10}
 OPTIONS = {"views": 2, "watched": 512}
-QUICK_PAIR, QUICK_ROWS, QUICK_CLOUDS = "p3", ("point-only", "joint-reference", "joint"), 256
+QUICK_WORK, QUICK_PAIR = "adaptation-quick", "p1-moderate"
+"""Where the quick runs are that the other scripts' `--quick` looks at."""
+QUICK_ROWS, QUICK_CLOUDS = ("point-only", "joint-reference", "joint"), 256
 QUICK_OPTIONS = {"views": 1, "watched": 64, "epochs": 1, "batch_size": 16, "seed": 0}
 
 
@@ -165,7 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     data, work = options.data.resolve(), options.work.resolve()
     if options.quick:
-        quick(data, work / "adaptation-quick")
+        quick(data, work / QUICK_WORK)
         return
     if not options.tables_only:
         measure_missing(options.pairs, options.rows, options.seeds, data, work, options.jobs)

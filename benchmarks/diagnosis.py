@@ -23,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import arguments as common
-from adaptation import machine
+from adaptation import QUICK_PAIR, QUICK_WORK, machine
 from diagnosis_table import table
 from pairs import PAIRS
 from tables import write_between
@@ -189,7 +189,7 @@ def main() -> None:
     work = options.work.resolve()
     if options.quick:
         results = work / "diagnosis-quick"
-        measure_missing(work / "adaptation-quick", ["p3"], [0], results)
+        measure_missing(work / QUICK_WORK, [QUICK_PAIR], [0], results)
         print(table(results))
         return
     if not options.tables_only:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import arguments as common
-from adaptation import base_of, machine, make_base
+from adaptation import QUICK_PAIR, QUICK_WORK, base_of, machine, make_base
 from baseline_features import BRANCHES, Frozen, frozen_features
 from pairs import PAIRS, prepare
 from tables import write_between
@@ -159,7 +159,7 @@ def main() -> None:
     data, work = options.data.resolve(), options.work.resolve()
     if options.quick:
         results = work / "few-classes-quick"
-        measure_missing(data, work / "adaptation-quick", ["p3"], [0], results, draws=2)
+        measure_missing(data, work / QUICK_WORK, [QUICK_PAIR], [0], results, draws=2)
         print(table(results))
         return
     if not options.tables_only:

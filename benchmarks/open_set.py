@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import arguments as common
-from adaptation import machine
+from adaptation import QUICK_PAIR, QUICK_WORK, machine
 from networks import Network, embed, load_networks
 from open_set_measures import RATES, by_rule, calibration, chosen, detection, temperatures
 from pairs import LOW_POLY, MODELNET10, load, scanned, select
@@ -180,6 +180,7 @@ def main() -> None:
     out, stride, seeds = RESULTS, 1, options.seeds
     if options.quick:
         out, stride, seeds = options.work / "open_set-quick", QUICK_STRIDE, options.seeds[:1]
+        options.work, options.pairs = options.work / QUICK_WORK, [QUICK_PAIR]
     for pair in options.pairs:
         for seed in seeds:
             measure(pair, seed, options, out, stride)

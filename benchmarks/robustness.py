@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import arguments as common
-from adaptation import machine
+from adaptation import QUICK_WORK, machine
 from changes import CHANGE_SEED, CHANGES, Change, Scene
 from networks import ADAPTED, ZERO_SHOT, Network, embed, load_networks
 
@@ -136,7 +136,8 @@ def main() -> None:
     out, stride, seeds = RESULTS, 1, options.seeds
     if options.quick:
         out, stride, seeds = options.work / "robustness-quick", QUICK_STRIDE, options.seeds[:1]
-    networks = load_networks(options.work / PAIR, seeds)
+    work = options.work / QUICK_WORK if options.quick else options.work
+    networks = load_networks(work / PAIR, seeds)
     out.mkdir(parents=True, exist_ok=True)
     for name in options.changes:
         measure(CHANGES[name], networks, options.data, out, stride)

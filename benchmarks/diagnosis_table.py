@@ -56,6 +56,7 @@ def table(results: Path) -> str:
 
 
 def label_lines(found: dict[str, Found]) -> list[str]:
+    """How right each branch's pseudo-labels are."""
     rows = [
         [
             pair,
@@ -74,6 +75,7 @@ def _kept(labels: Found) -> str:
 
 
 def confidence_lines(found: dict[str, Found]) -> list[str]:
+    """How far confidence is from accuracy, and how often the branches agree."""
     rows = []
     for pair, files in found.items():
         for moment in MOMENTS:
@@ -89,6 +91,7 @@ def _excess(labels: Found) -> str:
 
 
 def confusion_lines(found: dict[str, Found]) -> list[str]:
+    """The worst confusions of each pair."""
     rows = []
     for pair, files in found.items():
         cells = [_worst([each["moments"][moment]["confused"] for each in files]) for moment in MOMENTS]
@@ -107,6 +110,7 @@ def _worst(of_seeds: Sequence[Found]) -> str:
 
 
 def shape_lines(found: dict[str, Found]) -> list[str]:
+    """What the clouds of source and target are like."""
     rows = []
     for pair, files in found.items():
         for side in ("source", "target"):

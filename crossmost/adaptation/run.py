@@ -88,10 +88,8 @@ def train(
     student = build_student(encoders, architecture, vocabulary, config)
     unlabelled = checked(clouds)
     trainer = Trainer(student, unlabelled, config)
-    given, scores = (
-        clouds.preparation.up_axis,
-        scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device),
-    )
+    given = clouds.preparation.up_axis
+    scores = scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device)
     if warning := axis_warning(scores, given):
         on_warning(warning)
     start_run(folder, base, vocabulary)

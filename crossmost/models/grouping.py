@@ -1,12 +1,12 @@
 """Farthest point sampling and grouping in batched torch, for clouds of different sizes (DESIGN section 6).
 
 The twin of `crossmost.runtime.sampling`: the same indices for the same float32 cloud, on CPU and CUDA.
-No N x N matrix is ever made; the G x N distances are made for a few clouds at a time.
+No N x N matrix is ever made; the G x N distances are made for a few clouds and centres at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 from crossmost.runtime.orientation import signed_columns
 from crossmost.runtime.sampling import squared_radius
 
-ELEMENTS_AT_ONCE = 1 << 24
-"""Distances held at once while searching neighbours: 64 MB in float32."""
+ELEMENTS_IN_CACHE, ELEMENTS_AT_ONCE = 1 << 18, 1 << 24
+"""Distances held at once while searching neighbours, on a CPU and on any other device."""
 
 
 class Cut(Protocol):
@@ -106,12 +106,13 @@ def nearest_indices(points: Tensor, centers: Tensor, k: int, sizes: Tensor | Non
         (B, G, k) int64.
     """
     index = torch.arange(points.shape[1], device=points.device)
-    found = []
-    for distances in _distances_in_parts(points, centers, sizes):
+
+    def nearest(distances: Tensor) -> Tensor:
         # The bits of a non-negative float32 order like the number; the index below them makes ties exact.
         keys = (distances.view(torch.int32).to(torch.int64) << 32) | index
-        found.append(keys.topk(k, dim=-1, largest=False).values & 0xFFFFFFFF)
-    return torch.cat(found)
+        return keys.topk(k, dim=-1, largest=False).values & 0xFFFFFFFF
+
+    return _search(points, centers, sizes, nearest)
 
 
 def ball_indices(
@@ -133,25 +134,38 @@ def ball_indices(
     """
     limit = float(squared_radius(radius))
     ranks = torch.arange(1, k + 1, dtype=torch.int32, device=points.device)
-    found = []
-    for distances in _distances_in_parts(points, centers, sizes):
+
+    def first(distances: Tensor) -> Tensor:
         # The r-th point of a ball is the first by which r of them have been counted.
         counts = (~(distances > limit)).cumsum(dim=-1, dtype=torch.int32)
         places = torch.searchsorted(counts, ranks.expand(*counts.shape[:2], k).contiguous())
-        found.append(torch.where(ranks > counts[..., -1:], places[..., :1], places))
-    return torch.cat(found)
+        return torch.where(ranks > counts[..., -1:], places[..., :1], places)
+
+    return _search(points, centers, sizes, first)
 
 
-def _distances_in_parts(points: Tensor, centers: Tensor, sizes: Tensor | None) -> Iterator[Tensor]:
-    """`squared_distances` of a few clouds at a time, infinite where a point is padding."""
+def _search(
+    points: Tensor, centers: Tensor, sizes: Tensor | None, find: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Find (B, G, k) indices from the distances of a few clouds and centres at a time.
+
+    The distances are infinite where a point is padding.
+    """
     index = torch.arange(points.shape[1], device=points.device)
-    clouds = max(1, ELEMENTS_AT_ONCE // (centers.shape[1] * points.shape[1]))
+    elements = ELEMENTS_IN_CACHE if points.device.type == "cpu" else ELEMENTS_AT_ONCE
+    cells = max(1, min(centers.shape[1], elements // points.shape[1]))
+    clouds = max(1, elements // (cells * points.shape[1]))
+    rows = []
     for start in range(0, len(points), clouds):
         part = slice(start, start + clouds)
-        distances = squared_distances(points[part], centers[part])
-        if sizes is not None:
-            distances = distances.masked_fill(index >= sizes[part, None, None], float("inf"))
-        yield distances
+        found = []
+        for some in centers[part].split(cells, dim=1):
+            distances = squared_distances(points[part], some)
+            if sizes is not None:
+                distances = distances.masked_fill(index >= sizes[part, None, None], float("inf"))
+            found.append(find(distances))
+        rows.append(torch.cat(found, dim=1))
+    return torch.cat(rows)
 
 
 def gather_points(points: Tensor, indices: Tensor) -> Tensor:

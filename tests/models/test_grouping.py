@@ -101,10 +101,13 @@ def test_all_equal_points_and_whole_clouds(size: int, filler: float) -> None:
 
 
 @pytest.mark.parametrize("radius", [None, 0.5])
-def test_grouping_in_parts_is_grouping_at_once(monkeypatch: pytest.MonkeyPatch, radius: float | None) -> None:
+@pytest.mark.parametrize("elements", [1, 3 * 90, 40 * 90])
+def test_grouping_in_parts_is_grouping_at_once(
+    monkeypatch: pytest.MonkeyPatch, radius: float | None, elements: int
+) -> None:
     points, sizes = padded([grid_cloud(row, 50 + 10 * row) for row in range(5)])
     whole = grouping.group(points, 16, 8, sizes, radius=radius)
-    monkeypatch.setattr(grouping, "ELEMENTS_AT_ONCE", 1)
+    monkeypatch.setattr(grouping, "ELEMENTS_IN_CACHE", elements)
     parts = grouping.group(points, 16, 8, sizes, radius=radius)
     assert torch.equal(whole.patches, parts.patches)
     assert torch.equal(whole.centers, parts.centers)

@@ -192,14 +192,16 @@ def group(
         sizes: (B,) how many points of each row are real; None for all.
         radius: a patch is the first K points of a ball, see `ball_indices`; None for the K nearest.
     """
-    centers = gather_points(points[..., :3], farthest_point_indices(points, groups, sizes))
+    # Every search reads whole columns, so each is laid out in one piece.
+    xyz = points[..., :3].transpose(1, 2).contiguous().transpose(1, 2)
+    centers = gather_points(xyz, farthest_point_indices(xyz, groups, sizes))
     if radius is None:
-        members = nearest_indices(points, centers, neighbors, sizes)
+        members = nearest_indices(xyz, centers, neighbors, sizes)
     else:
-        members = ball_indices(points, centers, neighbors, radius, sizes)
+        members = ball_indices(xyz, centers, neighbors, radius, sizes)
     patches = gather_points(points, members)
-    xyz = patches[..., :3] - centers[:, :, None, :]
-    return Groups(torch.cat([xyz, patches[..., 3:]], dim=-1), centers)
+    relative = patches[..., :3] - centers[:, :, None, :]
+    return Groups(torch.cat([relative, patches[..., 3:]], dim=-1), centers)
 
 
 def cut(points: Tensor, card: Cut, sizes: Tensor | None = None) -> Groups:

@@ -27,6 +27,7 @@ from crossmost.checkpoints.base import Architecture, load_base, save_base
 from crossmost.cli import app
 from crossmost.config import TrainConfig
 from crossmost.data.shapes import make_shape
+from crossmost.data.upright import CANDIDATES
 from crossmost.models.student import DualEncoder
 from crossmost.progress import RunProgress
 from crossmost.runtime.vocabulary import Vocabulary
@@ -184,6 +185,20 @@ class TestData:
     ) -> None:
         assert "nowhere" in refused(*train("--test", tmp_path / "nowhere"))
         assert not (tmp_path / "run").exists()
+
+
+class TestUpAxis:
+    def test_a_likelier_axis_is_one_line_and_the_training_goes_on(
+        self, train: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scores = dict.fromkeys(CANDIDATES, 0.4) | {"-y": 1.3}
+        monkeypatch.setattr("crossmost.adaptation.run.scores_by_up_axis", lambda *_: scores)
+        result = invoke(*train())
+        assert result.exit_code == 0, result.stderr
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+        assert "--up-axis -y" in line
+        assert "warning" not in result.stdout
+        assert (tmp_path / "run" / "student.safetensors").is_file()
 
 
 class TestFewPoints:

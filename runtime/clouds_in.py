@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.runtime.colors import NotColors, unit_colors
 from crossmost.runtime.device_arrays import INTERFACE, UnreadableArray, to_host
 from crossmost.runtime.manifest import Encoder
 from crossmost.runtime.orientation import AXES, turn
@@ -54,7 +55,11 @@ class CloudsIn:
         cloud = check_cloud(as_array(points))
         columns = min(card.channels, cloud.shape[1])
         if columns == 6:
-            cloud = np.concatenate([cloud[:, :3], unit_colors(cloud[:, 3:6], card.color_filler)], axis=1)
+            try:
+                colors, _ = unit_colors(cloud[:, 3:6], card.color_filler)
+            except NotColors as error:
+                raise InvalidCloud(f"{error} in columns 3 to 5: leave out columns that are none") from None
+            cloud = np.concatenate([cloud[:, :3], colors], axis=1)
         # Before points are dropped: an intensity of NaN is no reason to.
         usable, dropped = drop_invalid(cloud[:, : 6 if columns == 6 else 3])
         # Which points are kept, and their order, depend on the axes: they are chosen z up, as the trainer does.
@@ -125,22 +130,3 @@ def _depth(entry: Any) -> int:
         return 1 + (_depth(entry[0]) if entry else 0)
     shape = getattr(entry, "shape", ())
     return len(shape) if isinstance(shape, Sequence) else 0
-
-
-def unit_colors(colors: NDArray[Any], filler: float) -> NDArray[np.float32]:
-    """Bring colors (N, 3) of 0..1, 0..255 or 0..65535 to 0..1; what is not finite becomes the filler.
-
-    Raises:
-        InvalidCloud: other numbers, such as normals.
-    """
-    values = colors.astype(np.float64)
-    finite = np.isfinite(values)
-    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 0.0)
-    if low < 0 or high > 65535:
-        raise InvalidCloud(
-            f"expected colors in 0..1, 0..255 or 0..65535 in columns 3 to 5, found {low:g}..{high:g}: "
-            "leave out columns that are none"
-        )
-    floating = np.issubdtype(colors.dtype, np.floating)
-    scale = 1.0 if floating and high <= 1 else 255.0 if high <= 255 else 65535.0
-    return np.where(finite, values / scale, filler).astype(np.float32)

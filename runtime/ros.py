@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.runtime.colors import NotColors, unit_colors
+
 FORMATS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 """NumPy's names of the datatypes of `sensor_msgs/PointField`."""
 
 SEPARATE_COLORS = (("r", "g", "b"), ("red", "green", "blue"))
 PACKED_COLORS = ("rgb", "rgba")
 MEANINGFUL = {"x", "y", "z", *PACKED_COLORS, *SEPARATE_COLORS[0], *SEPARATE_COLORS[1]}
-
-MISSING_COLOR = 0.4
-"""The grey that stands for a NaN color, as in the files a model is trained on."""
 
 LARGEST = 2**32 - 1
 """The counts and steps of the message are uint32."""
@@ -184,7 +183,11 @@ def _colors(grid: Grid, fields: dict[str, Field]) -> list[NDArray[Any]] | None:
     """Red, green and blue in [0, 1], each (height, width), or None."""
     for names in SEPARATE_COLORS:
         if all(name in fields for name in names):
-            return _unit_colors([grid.values(fields[name]) for name in names])
+            try:
+                colors, _ = unit_colors(np.stack([grid.values(fields[name]) for name in names]))
+            except NotColors as error:
+                raise InvalidMessage(str(error)) from None
+            return list(colors)
     for name in PACKED_COLORS:
         if name in fields:
             if FORMATS.get(fields[name].datatype) not in ("f4", "u4", "i4"):
@@ -196,19 +199,6 @@ def _colors(grid: Grid, fields: dict[str, Field]) -> list[NDArray[Any]] | None:
             bits = grid.values(fields[name], bits_as="u4")
             return [(bits >> shift & 255) / 255.0 for shift in (16, 8, 0)]
     return None
-
-
-def _unit_colors(channels: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Bring channels of any type and of 0..1, 0..255 or 0..65535 to [0, 1]; NaN becomes the filler."""
-    with np.errstate(invalid="ignore"):
-        values = [channel.astype(np.float64) for channel in channels]
-    usable = np.concatenate([channel[np.isfinite(channel)] for channel in values])
-    low, high = (usable.min(), usable.max()) if len(usable) else (0.0, 0.0)
-    if low < 0 or high > 65535:
-        raise InvalidMessage(f"expected colors in 0..1, 0..255 or 0..65535, found {low:g}..{high:g}")
-    floating = any(channel.dtype.kind == "f" for channel in channels)
-    scale = 1.0 if floating and high <= 1 else 255.0 if high <= 255 else 65535.0
-    return [np.where(np.isfinite(channel), channel / scale, MISSING_COLOR) for channel in values]
 
 
 def _bytes(data: Any) -> NDArray[np.uint8]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmost.data.columns import Cloud, StoredColors
+from crossmost.data.columns import Cloud
 from crossmost.data.orientation import rotate_to_z_up
 from crossmost.data.upright import up_probabilities
+from crossmost.runtime.colors import StoredColors
 from crossmost.runtime.preprocess import prepare
 
 LOOKED_AT = 1024

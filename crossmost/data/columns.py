@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.errors import InputError
-
-MISSING_COLOR = 0.4
-"""The grey that stands for "no colour": the filler the published xyz+rgb encoders were trained with."""
+from crossmost.runtime.colors import NotColors, StoredColors, unit_colors
 
 COLOR_NAMES = (("red", "green", "blue"), ("r", "g", "b"), ("R", "G", "B"))
 PACKED_NAMES = ("rgb", "rgba")
-
-
-class StoredColors(NamedTuple):
-    """Colours as a file has them: the smallest, the largest, and whether they are floats."""
-
-    low: float
-    high: float
-    floating: bool
 
 
 @dataclass(frozen=True)
@@ -133,33 +123,18 @@ def require_points(xyz: NDArray[np.float64]) -> None:
 
 
 def decode_colors(raw: NDArray[Any]) -> tuple[NDArray[np.float32], StoredColors]:
-    """Bring stored colours to [0, 1].
-
-    Integers and floats above 1 are divided by 255, and by 65535 where a value above 255 shows that the
-    file counts in 16 bits (LAS writers put 8-bit colours into the 16-bit fields as they are).
-
-    Args:
-        raw: (N, 3), N >= 1, any real dtype. NaN is read as no colour.
-
-    Returns:
-        (N, 3) float32 in [0, 1], and the range they were stored in.
+    """Bring stored colours (N, 3) to [0, 1] as the runtime does; NaN is read as no colour.
 
     Raises:
-        InputError: negative numbers or numbers above 65535: normals or coordinates, not colours.
+        InputError: other than real numbers, or normals or coordinates instead of colours.
     """
     require_real(raw)
-    values = raw.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (MISSING_COLOR, MISSING_COLOR)
-    if low < 0 or high > 65535:
+    try:
+        return unit_colors(raw)
+    except NotColors as error:
         raise InputError(
-            f"expected colours in 0..1, 0..255 or 0..65535, found {low:g}..{high:g}: "
-            "if these columns are normals, leave them out with --columns xyz"
-        )
-    floating = bool(np.issubdtype(raw.dtype, np.floating))
-    scale = 1.0 if floating and high <= 1 else 255.0 if high <= 255 else 65535.0
-    rgb = np.where(np.isfinite(values), values / scale, MISSING_COLOR)
-    return rgb.astype(np.float32), StoredColors(low, high, floating)
+            f"{error}: if these columns are normals, leave them out with --columns xyz"
+        ) from None
 
 
 def _stored_colors(fields: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from crossmost.data.archive import catalog_archive, is_archive
 from crossmost.data.catalog import UNKNOWN, Catalog, Source
 from crossmost.data.class_names import positions_in
-from crossmost.data.columns import MISSING_COLOR, Cloud, check_columns
+from crossmost.data.columns import Cloud, check_columns
 from crossmost.data.folder import VIEWS, catalog_file, catalog_folder
 from crossmost.data.official import catalog_official, is_official
 from crossmost.data.orientation import check_up_axis, rotate_to_z_up
 from crossmost.errors import InputError
+from crossmost.runtime.colors import MISSING_COLOR
 from crossmost.runtime.preprocess import InvalidCloud, prepare
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmost.data.columns import MISSING_COLOR, Cloud, StoredColors, decode_colors, require_points
+from crossmost.data.columns import Cloud, decode_colors, require_points
 from crossmost.errors import InputError
+from crossmost.runtime.colors import MISSING_COLOR, StoredColors
 
 
 def read_mesh(path: Path, samples: int, faces: int = 0) -> Cloud:

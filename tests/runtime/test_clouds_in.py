@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossmost.runtime.clouds_in import CloudsIn, as_array, split_clouds, unit_colors
+from crossmost.runtime.clouds_in import CloudsIn, as_array, split_clouds
 from crossmost.runtime.manifest import Encoder
 from crossmost.runtime.orientation import AXES, turn
 from crossmost.runtime.preprocess import InvalidCloud, prepare
@@ -123,24 +123,11 @@ def test_colors_pass_and_those_that_are_missing_are_filled():
     assert np.isnan(colored[3, 4])  # the input is left as it is
 
 
-@pytest.mark.parametrize(
-    ("colors", "expected"),
-    [
-        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 0.5, 1]),
-        (np.array([[0.0, 51.0, 255.0]], np.float32), [0, 0.2, 1]),
-        (np.array([[0, 1, 255]], np.uint8), [0, 1 / 255, 1]),
-        (np.array([[0, 1, 1]], np.uint8), [0, 1 / 255, 1 / 255]),
-        (np.array([[0, 13107, 65535]], np.uint16), [0, 0.2, 1]),
-        (np.array([[np.nan, np.inf, 1.0]]), [0.4, 0.4, 1]),
-    ],
-)
-def test_colors_of_every_range(colors, expected):
-    np.testing.assert_allclose(unit_colors(colors, 0.4)[0], expected, rtol=1e-6)
-
-
 def test_normals_are_no_colors():
-    with pytest.raises(InvalidCloud, match=r"expected colors .* found -1"):
-        unit_colors(np.array([[-1.0, 0.0, 0.5]]), 0.4)
+    points = cloud(columns=6)
+    points[0, 3] = -1
+    with pytest.raises(InvalidCloud, match=r"expected colors .* found -1.* in columns 3 to 5: leave out"):
+        CloudsIn(encoder(6), "z").prepare(points)
 
 
 @pytest.mark.parametrize("axis", AXES)

@@ -153,7 +153,7 @@ def test_signalling_nans_are_nans_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cloud = cloud_from_message(message)
-    np.testing.assert_array_equal(cloud, [(1.5, np.nan, np.nan, 0.4, 0.4, 0.4)])
+    np.testing.assert_array_equal(cloud, [(1.5, np.nan, np.nan, *[np.float32(0.4)] * 3)])
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,8 @@ def embed(student: Student, clouds: CloudDataset, names: tuple[str, ...]) -> Spl
             raise SystemExit("expected clouds that can be read and a base with an image branch")
         groups = cut(batch.points.points, student.point_encoder.card, batch.points.sizes)
         point.append(student.embed_point(student.point_features(groups)))
-        seen = student.embed_image(student.image_features(batch.views.flatten(0, 1)))
-        image.append(seen.unflatten(0, batch.views.shape[:2]).mean(dim=1))
+        seen = student.embed_image(student.image_features(batch.views.pixels))
+        image.append(torch.stack([own.mean(dim=0) for own in seen.split(batch.views.counts)]))
         indices.append(batch.indices)
     labels = clouds.label_indices(names)[torch.cat(indices).numpy()]
     return Split(torch.cat(point).numpy(), torch.cat(image).numpy(), labels)

@@ -48,7 +48,9 @@ class TrainConfig(BaseModel):
     workers: int = Field(0, ge=0, description="processes that read and augment")
 
     # Data
-    views: int = Field(4, ge=1, description="views rendered around each cloud, where it brings none")
+    views: int = Field(
+        4, ge=1, description="rendered around a cloud that brings none; the most the teacher sees"
+    )
     scan_augment: Literal["none", "low", "moderate", "high"] = Field(
         "none", description="simulated scan before strong augmentation"
     )

@@ -24,7 +24,7 @@ from crossmost.adaptation.teacher import make_teacher, update_teacher
 from crossmost.checkpoints.base import save_base
 from crossmost.config import make_config
 from crossmost.data import augment
-from crossmost.data.samples import PointBatch, TrainingBatch
+from crossmost.data.samples import PointBatch, TrainingBatch, ViewBatch
 from crossmost.models.grouping import cut
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_cards import PointBertCard
@@ -72,7 +72,7 @@ def batch() -> TrainingBatch:
         PointBatch(0.4 * torch.randn(BATCH, 50, 3, generator=draw), torch.full((BATCH,), 50)) for _ in "ws"
     ]
     views = [torch.randn(BATCH, 3, 56, 56, generator=draw) for _ in "ws"]
-    return TrainingBatch(torch.arange(BATCH), clouds[0], views[0][:, None], clouds[1], views[1])
+    return TrainingBatch(torch.arange(BATCH), clouds[0], ViewBatch.of(views[0][:, None]), clouds[1], views[1])
 
 
 def plain_inputs(student: Student, batch: TrainingBatch) -> tuple[Any, torch.Tensor]:
@@ -81,7 +81,7 @@ def plain_inputs(student: Student, batch: TrainingBatch) -> tuple[Any, torch.Ten
     weak, strong = (tuple(cut(cloud.points, card)) for cloud in (batch.weak_points, batch.strong_points))
     hidden = point_mask(strong[1], draw).float()[..., None]
     masks = image_mask(BATCH, 7, draw).float()
-    return step.Inputs(weak, batch.weak_views[:, 0], strong, batch.strong_view, masks), hidden
+    return step.Inputs(weak, batch.weak_views.pixels, strong, batch.strong_view, masks), hidden
 
 
 def test_a_plain_step_ends_at_the_weights_of_the_reference_recipe(

@@ -41,7 +41,7 @@ def find_centers(projected: Sequence[Projected], branches: Collection[str]) -> d
     """
     rows = {
         "point": [batch.point for batch in projected],
-        "image": [batch.image.flatten(0, 1) for batch in projected if batch.image is not None],
+        "image": [batch.image for batch in projected if batch.image is not None],
     }
     found = {branch: center_of(torch.cat(rows[branch])) for branch in branches}
     return {branch: center for branch, center in found.items() if center.left >= SMALLEST_LEFT}

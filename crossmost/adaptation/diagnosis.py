@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,7 +32,8 @@ class Projected(NamedTuple):
 
     indices: Tensor  # (B,) int64, into the dataset
     point: Tensor  # (B, D) float32
-    image: Tensor | None  # (B, V, D) float32; None: no image branch
+    image: Tensor | None  # (T, D) float32, the views of one object after the other; None: no image branch
+    counts: tuple[int, ...]  # views of each object
 
 
 @torch.no_grad()
@@ -56,10 +57,11 @@ def project(
         none, seen = False, batch.to(device)
         groups = cut(seen.points.points, model.point_encoder.card, seen.points.sizes)
         point = model.project_point(model.point_features(groups)).float()
-        image = None
-        if seen.views is not None:
-            image = _project_views(model, seen.views).float()
-        yield Projected(batch.indices, point, image)
+        if seen.views is None:
+            yield Projected(batch.indices, point, None, ())
+        else:
+            image = model.project_image(model.image_features(seen.views.pixels)).float()
+            yield Projected(batch.indices, point, image, seen.views.counts)
     if none:
         raise WorkFailed("none of the clouds to look at could be read")
 
@@ -71,7 +73,7 @@ def classified(model: Student, projected: Iterable[Projected]) -> Diagnosis:
         (
             batch.indices.cpu(),
             model.classify(model.place_point(batch.point)).cpu(),
-            None if batch.image is None else _mean_logits(model, batch.image).cpu(),
+            None if batch.image is None else _mean_logits(model, batch.image, batch.counts).cpu(),
         )
         for batch in projected
     ]
@@ -79,15 +81,10 @@ def classified(model: Student, projected: Iterable[Projected]) -> Diagnosis:
     return Diagnosis(torch.cat(indices), torch.cat(point), None if images[0] is None else torch.cat(images))
 
 
-def _project_views(model: Student, views: Tensor) -> Tensor:
-    """The views of each object in the joint space: (B, V, 3, H, W) to (B, V, D) rows of any length."""
-    return model.project_image(model.image_features(views.flatten(0, 1))).unflatten(0, views.shape[:2])
-
-
-def _mean_logits(model: Student, rows: Tensor) -> Tensor:
-    """The mean of the logits of each object's views: (B, V, D) to (B, C)."""
-    embedding = model.place_image(rows.flatten(0, 1))
-    return model.classify(embedding).unflatten(0, rows.shape[:2]).mean(dim=1)
+def _mean_logits(model: Student, rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """The mean of the logits of each object's views: projected rows (T, D) to (B, C)."""
+    logits = model.classify(model.place_image(rows))
+    return torch.stack([own.mean(dim=0) for own in logits.split(list(counts))])
 
 
 def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch.device) -> Diagnosis:
@@ -114,9 +111,10 @@ def point_logits(model: Student, points: tuple[Tensor, Tensor]) -> Tensor:
     return model.classify(model.embed_point(model.point_features(groups)))
 
 
-def image_logits(model: Student, views: Tensor) -> Tensor:
-    """Classify views (B, V, 3, H, W): (B, classes) float32, the mean over each object's views."""
-    return _mean_logits(model, _project_views(model, views))
+def image_logits(model: Student, views: tuple[Tensor, Sequence[int]]) -> Tensor:
+    """Classify views (T, 3, H, W) with their counts of B objects: (B, classes), the mean over each one's views."""
+    pixels, counts = views
+    return _mean_logits(model, model.project_image(model.image_features(pixels)), counts)
 
 
 def fit_temperature(logits: Tensor, target: Tensor) -> float:

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from crossmost.adaptation.devices import autocast, choose_device, keep_freed_memory
 from crossmost.config import explain_options
 from crossmost.data.augment import PointAugment, augment_points, geometric_image
-from crossmost.data.samples import Clouds, EpochOrder, Key, PointBatch, Unreadable, load, pad
+from crossmost.data.samples import Clouds, EpochOrder, Key, PointBatch, load, pad
 from crossmost.data.views import render_views
 from crossmost.errors import InputError
 from crossmost.models.grouping import cut
@@ -81,7 +81,7 @@ class CaptionedBatch(NamedTuple):
     caption: Tensor  # (B,) int64
 
 
-class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | Unreadable]):
+class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | None]):
     """Augmented clouds, each with a view rendered from a direction of its own."""
 
     def __init__(
@@ -96,12 +96,12 @@ class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | Unreada
     def __len__(self) -> int:
         return len(self.clouds)
 
-    def __getitem__(self, key: Key) -> tuple[NDArray[np.float32], Tensor, int] | Unreadable:
+    def __getitem__(self, key: Key) -> tuple[NDArray[np.float32], Tensor, int] | None:
         """Make the sample of (epoch, index), or say that the file is bad."""
         epoch, index = key
         cloud = self.clouds.try_load(index)
         if cloud is None:
-            return Unreadable(index)
+            return None
         rng = np.random.default_rng([self.seed, epoch, index])
         seen = augment_points(cloud, AUGMENT, rng)[:, :3]
         view = render_views(seen, count=1, size=self.image_size, azimuth=rng.uniform(0, 2 * math.pi))[0]

@@ -25,6 +25,11 @@ class WatchedClouds:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def bad(self) -> dict[str, str]:
+        """Why, by name, for each file that could not be read so far."""
+        return self.clouds.bad
+
     def original(self, positions: Tensor) -> Tensor:
         """Indices into the dataset of watched clouds: (n,) int64 to the same."""
         return torch.tensor(self.indices)[positions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -68,8 +69,8 @@ class CloudDataset:
 
     A file that cannot be read is found out when it is loaded. `load` raises; a loop over many clouds calls
     `try_load`, which names the file in `bad` and returns None, and calls `probe` before it starts, so that a
-    data set with many bad files ends the run there. A worker process has a `bad` of its own, so `samples.load`
-    tries skipped clouds again in the process that reports. Subsets share `bad` with the whole.
+    data set with many bad files ends the run there. A worker process has a `bad` of its own, which `samples.load`
+    brings to the process that reports. Subsets share `bad` with the whole.
 
     Attributes:
         name: of the data set, for reports.
@@ -153,7 +154,7 @@ class CloudDataset:
             raise InputError(f"{self.name}: {found}: {first}")
 
     def views(self, index: int) -> list[Image] | None:
-        """The pictures the user put in `views/<id>/*.png`, RGB, by name; None where there are none.
+        """The pictures the user put in `views/<id>/*.png`, RGB, 2.png before 10.png; None where there are none.
 
         A picture that cannot be read is left out and recorded in `bad`.
         """
@@ -163,7 +164,7 @@ class CloudDataset:
         from PIL import Image
 
         pictures = []
-        for path in sorted(folder.glob("*.png")):
+        for path in sorted(folder.glob("*.png"), key=_by_number):
             try:
                 with Image.open(path) as picture:
                     pictures.append(picture.convert("RGB"))
@@ -203,6 +204,12 @@ class CloudDataset:
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
         return positions[np.searchsorted(present, self.labels)]
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """Order of file names in which numbers count as such."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def open_dataset(

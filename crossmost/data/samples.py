@@ -6,7 +6,7 @@ the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from crossmost.data.augment import (
     WEAK,
@@ -35,6 +35,10 @@ Key = tuple[int, int]  # epoch and index
 
 class Clouds(Protocol):
     """What training may know of a dataset: clouds and views, no labels."""
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Why, by name, for each file that could not be read so far."""
 
     def __len__(self) -> int:
         """Number of clouds."""
@@ -57,12 +61,28 @@ class PointBatch(NamedTuple):
         return PointBatch(self.points.to(device), self.sizes.to(device))
 
 
+class ViewBatch(NamedTuple):
+    """The views of several objects, one object after the other: users' pictures are not equally many of each."""
+
+    pixels: Tensor  # (T, 3, H, W), T the sum of counts
+    counts: tuple[int, ...]  # of each of B objects
+
+    @classmethod
+    def of(cls, views: Sequence[Tensor] | Tensor) -> ViewBatch:
+        """Gather the views (V_i, 3, H, W) of each object."""
+        return cls(torch.cat(list(views)), tuple(len(own) for own in views))
+
+    def to(self, device: torch.device) -> ViewBatch:
+        """Move the pixels."""
+        return ViewBatch(self.pixels.to(device), self.counts)
+
+
 class TrainingBatch(NamedTuple):
     """What teacher and student see of the same objects."""
 
     indices: Tensor  # (B,) int64, into the dataset
     weak_points: PointBatch
-    weak_views: Tensor | None  # (B, V, 3, H, W), V = 1 where the teacher sees one view; None: no image branch
+    weak_views: ViewBatch | None  # one an object where the teacher sees one view; None: no image branch
     strong_points: PointBatch
     strong_view: Tensor | None  # (B, 3, H, W)
 
@@ -77,7 +97,7 @@ class PlainBatch(NamedTuple):
 
     indices: Tensor  # (B,) int64, into the dataset
     points: PointBatch
-    views: Tensor | None  # (B, V, 3, H, W); None: no image branch
+    views: ViewBatch | None  # None: no image branch
 
     def to(self, device: torch.device) -> PlainBatch:
         """Move every tensor there is."""
@@ -92,7 +112,7 @@ class SampleSettings:
     Attributes:
         seed: of the run.
         image_size: H = W in pixels; None where nothing looks at views: none is read or rendered.
-        views: views rendered around a cloud that brings none; the most that are used of one that does.
+        views: rendered around a cloud that brings none; the most the teacher sees of one that does.
         least: points a cloud is filled up to: the larger of the card's G and K.
         teacher_sees: number of views the teacher sees.
         strong: the student's point augmentation.
@@ -110,18 +130,11 @@ class SampleSettings:
     photometric: bool = False
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """Takes the place of a sample whose file is bad, in whatever process that was found out."""
-
-    index: int  # into the dataset
-
-
 class Loaded(NamedTuple):
     """What a loading process hands over."""
 
     batch: Any  # None where none of the clouds can be read
-    skipped: tuple[int, ...]  # indices of the clouds that cannot
+    bad: Mapping[str, str]  # the files that this process could not read so far
 
 
 def pad(clouds: Sequence[NDArray[np.float32]]) -> PointBatch:
@@ -134,12 +147,17 @@ def pad(clouds: Sequence[NDArray[np.float32]]) -> PointBatch:
 
 
 def views_of(clouds: Clouds, index: int, cloud: NDArray[np.float32], count: int, size: int) -> Sequence[Any]:
-    """The user's pictures of a cloud, at most `count`, or as many rendered ones."""
-    own = clouds.views(index)
-    return own[:count] if own else list(render_views(cloud[:, :3], count=count, size=size))
+    """The user's pictures of a cloud, all of them, or `count` rendered ones."""
+    return clouds.views(index) or list(render_views(cloud[:, :3], count=count, size=size))
 
 
-class TrainingSamples(Dataset[tuple[Any, ...] | Unreadable]):
+def spread(pictures: Sequence[Any], most: int) -> Sequence[Any]:
+    """At most `most` of some pictures, evenly spaced: they are often taken in a round."""
+    count = min(most, len(pictures))
+    return [pictures[number * len(pictures) // count] for number in range(count)]
+
+
+class TrainingSamples(Dataset[tuple[Any, ...] | None]):
     """Weak and strong versions of each cloud (METHOD 1.1)."""
 
     def __init__(self, clouds: Clouds, settings: SampleSettings):
@@ -149,13 +167,13 @@ class TrainingSamples(Dataset[tuple[Any, ...] | Unreadable]):
     def __len__(self) -> int:
         return len(self.clouds)
 
-    def __getitem__(self, key: Key) -> tuple[Any, ...] | Unreadable:
-        """Make the sample of (epoch, index)."""
+    def __getitem__(self, key: Key) -> tuple[Any, ...] | None:
+        """Make the sample of (epoch, index); None where the file is bad."""
         epoch, index = key
         settings = self.settings
         cloud = self.clouds.try_load(index)
         if cloud is None:
-            return Unreadable(index)
+            return None
         rng = np.random.default_rng([settings.seed, epoch, index])
         weak_views, strong_view = self._views(index, cloud, rng)
         return (
@@ -176,8 +194,8 @@ class TrainingSamples(Dataset[tuple[Any, ...] | Unreadable]):
             return None, None
         pictures = views_of(self.clouds, index, cloud, settings.views, size)
         chosen = int(rng.integers(len(pictures)))
-        # One view, the same for teacher and student, as published; or all of them for the teacher.
-        shown = [pictures[chosen]] if settings.teacher_sees == 1 else pictures
+        # One view, the same for teacher and student, as published; or several for the teacher.
+        shown = [pictures[chosen]] if settings.teacher_sees == 1 else spread(pictures, settings.views)
         seeds = rng.integers(2**31, size=2)
         weak_views = torch.stack([weak_image(picture, size, int(seeds[0])) for picture in shown])
         rendered = isinstance(pictures[chosen], np.ndarray)
@@ -191,8 +209,8 @@ class TrainingSamples(Dataset[tuple[Any, ...] | Unreadable]):
         return augment_points(cloud, self.settings.strong, rng)
 
 
-class PlainSamples(Dataset[tuple[Any, ...] | Unreadable]):
-    """Each cloud as it is, with all its views; without any where `image_size` is None."""
+class PlainSamples(Dataset[tuple[Any, ...] | None]):
+    """Each cloud as it is, with at most `views` views; without any where `image_size` is None."""
 
     def __init__(self, clouds: Clouds, *, image_size: int | None, views: int):
         self.clouds = clouds
@@ -202,16 +220,17 @@ class PlainSamples(Dataset[tuple[Any, ...] | Unreadable]):
     def __len__(self) -> int:
         return len(self.clouds)
 
-    def __getitem__(self, index: int) -> tuple[Any, ...] | Unreadable:
-        """Load one cloud."""
+    def __getitem__(self, index: int) -> tuple[Any, ...] | None:
+        """Load one cloud; None where the file is bad."""
         cloud = self.clouds.try_load(index)
         if cloud is None:
-            return Unreadable(index)
+            return None
         size = self.image_size
         if size is None:
             return index, cloud, None
         pictures = views_of(self.clouds, index, cloud, self.view_count, size)
-        return index, cloud, torch.stack([test_image(picture, size) for picture in pictures])
+        shown = spread(pictures, self.view_count)
+        return index, cloud, torch.stack([test_image(picture, size) for picture in shown])
 
 
 def collate_training(samples: Sequence[tuple[Any, ...]]) -> TrainingBatch:
@@ -220,7 +239,7 @@ def collate_training(samples: Sequence[tuple[Any, ...]]) -> TrainingBatch:
     return TrainingBatch(
         torch.tensor(index),
         pad(weak),
-        _stack_views(weak_views),
+        None if weak_views[0] is None else ViewBatch.of(weak_views),
         pad(strong),
         None if strong_view[0] is None else torch.stack(strong_view),
     )
@@ -229,16 +248,7 @@ def collate_training(samples: Sequence[tuple[Any, ...]]) -> TrainingBatch:
 def collate_plain(samples: Sequence[tuple[Any, ...]]) -> PlainBatch:
     """Stack samples."""
     index, clouds, views = zip(*samples, strict=True)
-    return PlainBatch(torch.tensor(index), pad(clouds), _stack_views(views))
-
-
-def _stack_views(views: Sequence[Tensor | None]) -> Tensor | None:
-    """Stack (V_i, 3, H, W), if there are views; objects with fewer than others show theirs again."""
-    seen = [each for each in views if each is not None]
-    if not seen:
-        return None
-    most = max(len(each) for each in seen)
-    return torch.stack([each[torch.arange(most) % len(each)] for each in seen])
+    return PlainBatch(torch.tensor(index), pad(clouds), None if views[0] is None else ViewBatch.of(views))
 
 
 class EpochOrder(Sampler[list[Key]]):
@@ -276,7 +286,7 @@ def load(samples: Any, collate: Callable[[list[Any]], Any], workers: int, **batc
     """Load batches, leaving out the clouds that cannot be read.
 
     A worker process names a bad file in its own copy of the dataset, which ends with it. So the clouds are
-    told here which of them were skipped, in the process that reports them.
+    told here what was bad, in the process that reports it.
 
     Args:
         samples: with the clouds they are made of as `clouds`.
@@ -285,14 +295,13 @@ def load(samples: Any, collate: Callable[[list[Any]], Any], workers: int, **batc
         batching: how the DataLoader forms batches.
     """
     loader = DataLoader(samples, num_workers=workers, collate_fn=partial(_collate, collate), **batching)
-    for batch, skipped in loader:
-        for index in skipped:
-            samples.clouds.try_load(index)
+    for batch, bad in loader:
+        samples.clouds.bad.update(bad)
         yield batch
 
 
 def _collate(collate: Callable[[list[Any]], Any], samples: Sequence[Any]) -> Loaded:
     """Make a batch of the samples that there are."""
-    readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
-    skipped = tuple(sample.index for sample in samples if isinstance(sample, Unreadable))
-    return Loaded(collate(readable) if readable else None, skipped)
+    readable = [sample for sample in samples if sample is not None]
+    worker: Any = get_worker_info()
+    return Loaded(collate(readable) if readable else None, worker.dataset.clouds.bad if worker else {})

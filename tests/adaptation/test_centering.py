@@ -9,7 +9,7 @@ import torch
 from crossmost.adaptation.centering import center_of, find_centers
 from crossmost.adaptation.diagnosis import Projected, classified, diagnose, project
 from crossmost.adaptation.trainer import MOVED, Trainer
-from crossmost.data.samples import PlainBatch, PointBatch
+from crossmost.data.samples import PlainBatch, PointBatch, ViewBatch
 from crossmost.errors import WorkFailed
 from crossmost.models.grouping import cut
 from crossmost.models.student import Student
@@ -22,7 +22,13 @@ def a_batch(count: int, views: int, seed: int) -> PlainBatch:
     draw = torch.Generator().manual_seed(seed)
     sizes = torch.randint(20, 41, (count,), generator=draw)
     points = PointBatch(torch.randn(count, 40, 3, generator=draw), sizes)
-    return PlainBatch(torch.arange(count), points, torch.randn(count, views, 3, 28, 28, generator=draw))
+    pixels = torch.randn(count, views, 3, 28, 28, generator=draw)
+    return PlainBatch(torch.arange(count), points, ViewBatch.of(pixels))
+
+
+def views_of_each(batch: PlainBatch) -> tuple[torch.Tensor, ...]:
+    assert batch.views is not None
+    return batch.views.pixels.split(batch.views.counts)
 
 
 @torch.no_grad()
@@ -30,7 +36,7 @@ def slow_means(student: Student, batches: list[PlainBatch]) -> dict[str, np.ndar
     """One cloud and one view at a time, in float64."""
     rows: dict[str, list[np.ndarray]] = {"point": [], "image": []}
     for batch in batches:
-        for cloud, size, views in zip(*batch.points, batch.views, strict=True):
+        for cloud, size, views in zip(*batch.points, views_of_each(batch), strict=True):
             groups = cut(cloud[None, :size], student.point_encoder.card)
             feature = student.point_features(groups).feature[0].double()
             rows["point"].append((feature @ student.point_projection.double()).numpy())

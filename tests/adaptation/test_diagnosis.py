@@ -20,7 +20,7 @@ from crossmost.adaptation.diagnosis import (
     mutual_information,
     point_logits,
 )
-from crossmost.data.samples import PlainBatch, PointBatch
+from crossmost.data.samples import PlainBatch, PointBatch, ViewBatch
 from crossmost.models.grouping import group
 from crossmost.models.student import Student
 
@@ -102,7 +102,7 @@ def a_batch(count: int, views: int, seed: int) -> PlainBatch:
         torch.randn(count, 40, 3, generator=draw), torch.randint(20, 41, (count,), generator=draw)
     )
     pixels = torch.randn(count, views, 3, 28, 28, generator=draw)
-    return PlainBatch(torch.arange(count) + 100 * seed, points, pixels)
+    return PlainBatch(torch.arange(count) + 100 * seed, points, ViewBatch.of(pixels))
 
 
 def test_the_logits_of_the_views_are_averaged_not_their_embeddings(
@@ -110,10 +110,26 @@ def test_the_logits_of_the_views_are_averaged_not_their_embeddings(
 ) -> None:
     student = make_student().eval()
     views = a_batch(2, 3, 0).views
+    assert views is not None
     with torch.no_grad():
-        each = [student.classify(student.embed_image(student.image_features(views[:, v]))) for v in range(3)]
+        each = student.classify(student.embed_image(student.image_features(views.pixels)))
         found = image_logits(student, views)
-    torch.testing.assert_close(found, (each[0] + each[1] + each[2]) / 3, rtol=1e-4, atol=1e-4)
+    expected = torch.stack([each[0] + each[1] + each[2], each[3] + each[4] + each[5]]) / 3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_object_is_classified_alike_beside_one_with_more_views(
+    make_student: Callable[..., Student],
+) -> None:
+    student = make_student().eval()
+    many, few = torch.randn(2, 3, 3, 28, 28, generator=torch.Generator().manual_seed(0)).unbind()
+    points = a_batch(2, 1, 0).points
+    alone = PlainBatch(torch.arange(1), PointBatch(*(part[1:] for part in points)), ViewBatch.of([few[:2]]))
+    beside = PlainBatch(torch.arange(2), points, ViewBatch.of([many, few[:2]]))
+    found = [diagnose(student, [batch], torch.device("cpu")).image for batch in (alone, beside)]
+    assert found[0] is not None
+    assert found[1] is not None
+    torch.testing.assert_close(found[0][0], found[1][1], rtol=1e-4, atol=1e-4)
 
 
 def test_clouds_are_cut_as_the_card_says(make_student: Callable[..., Student]) -> None:

@@ -16,7 +16,7 @@ from crossmost.adaptation.optimizer import training_mode
 from crossmost.adaptation.pseudo_labels import PseudoLabels, Targets
 from crossmost.adaptation.step import Fairness, loss_terms, total, weight
 from crossmost.config import TrainConfig
-from crossmost.data.samples import PointBatch, TrainingBatch
+from crossmost.data.samples import PointBatch, TrainingBatch, ViewBatch
 from crossmost.models.grouping import group
 from crossmost.models.student import Student
 
@@ -32,7 +32,7 @@ def a_batch(seed: int = 0, count: int = BATCH) -> TrainingBatch:
         0.4 * torch.randn(count, 50, 3, generator=draw), torch.randint(30, 51, (count,), generator=draw)
     )
     view = torch.randn(count, 3, 28, 28, generator=draw)
-    return TrainingBatch(torch.arange(count), clouds, view[:, None], clouds, view)
+    return TrainingBatch(torch.arange(count), clouds, ViewBatch.of(view[:, None]), clouds, view)
 
 
 def some_labels(seed: int = 0, *, joint: bool = True) -> PseudoLabels:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from crossmost.data.augment import STRONG
+from crossmost.data.augment import CLIP_MEAN, CLIP_STD, STRONG
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.samples import (
     EpochOrder,
@@ -38,7 +39,7 @@ def flat(batch: TrainingBatch) -> list[torch.Tensor]:
     return [
         batch.indices,
         *batch.weak_points,
-        batch.weak_views,
+        batch.weak_views.pixels,
         *batch.strong_points,
         batch.strong_view,
     ]
@@ -123,7 +124,7 @@ def test_training_batches_shrink_by_the_bad_clouds(damaged: CloudDataset, worker
     (batch,) = training_batches(samples, order, workers)
     assert batch is not None
     assert sorted(batch.indices.tolist()) == [0, 2, 3, 4]
-    assert len(batch.strong_view) == len(batch.weak_views) == 4
+    assert len(batch.strong_view) == len(batch.weak_views.counts) == 4
     assert set(damaged.bad) == {"shape1", "shape5"}
 
 
@@ -145,12 +146,57 @@ def test_the_users_own_pictures_are_used_where_there_are_some(
     folder.mkdir(parents=True)
     for number, level in enumerate((0, 120, 255)):
         Image.new("RGB", (20, 20), (level,) * 3).save(folder / f"{number}.png")
-    (batch,) = plain_batches(PlainSamples(clouds, image_size=16, views=3), 2, 0)
+    (batch,) = plain_batches(PlainSamples(clouds, image_size=16, views=5), 2, 0)
     assert batch is not None
-    assert batch.views.shape == (2, 3, 3, 16, 16)
-    of_pictures = batch.views[1].mean(dim=(1, 2, 3))
+    assert batch.views is not None
+    assert batch.views.counts == (5, 3)
+    rendered, own = batch.views.pixels.split(batch.views.counts)
+    of_pictures = own.mean(dim=(1, 2, 3))
     assert of_pictures.tolist() == sorted(of_pictures.tolist())
-    assert all(
-        float(view.std(dim=(1, 2)).max()) < 1e-5 for view in batch.views[1]
-    )  # flat, as they were drawn
-    assert all(float(view.std(dim=(1, 2)).max()) > 0.1 for view in batch.views[0])  # rendered
+    assert all(float(view.std(dim=(1, 2)).max()) < 1e-5 for view in own)  # flat, as they were drawn
+    assert all(float(view.std(dim=(1, 2)).max()) > 0.1 for view in rendered)
+
+
+@pytest.mark.parametrize("sees", [1, 4])
+def test_all_of_a_users_pictures_have_their_turn(
+    tmp_path: Path, write_shapes: Callable[..., Path], open_shapes: Callable[[Path], CloudDataset], sees: int
+) -> None:
+    """Twelve pictures taken in a round, of which four are looked at: those a quarter turn apart."""
+    from PIL import Image
+
+    clouds = open_shapes(write_shapes(tmp_path / "shapes.npz", 1))
+    folder = tmp_path / "views" / "shape0"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        Image.new("RGB", (16, 16), (20 * number,) * 3).save(folder / f"{number + 1}.png")
+    (plain,) = plain_batches(PlainSamples(clouds, image_size=16, views=4), 1, 0)
+    assert plain is not None
+    assert plain.views is not None
+    levels = [round(float(view[0].mean() * CLIP_STD[0] + CLIP_MEAN[0]) * 255) for view in plain.views.pixels]
+    assert levels == [0, 60, 120, 180]
+
+    samples = TrainingSamples(clouds, replace(SETTINGS, views=4, teacher_sees=sees))
+    seen = [samples[epoch, 0] for epoch in range(60)]
+    assert all(len(views) == sees for _, _, views, _, _ in seen)
+    if sees == 1:  # as published: one of all of them, each time another
+        assert len({round(float(views.mean()), 2) for _, _, views, _, _ in seen}) == 12
+    assert len({tuple(views.flatten()[:1].tolist()) for _, _, views, _, _ in seen}) == (
+        12 if sees == 1 else 1
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named_whoever_loads_it(
+    tmp_path: Path,
+    write_shapes: Callable[..., Path],
+    open_shapes: Callable[[Path], CloudDataset],
+    workers: int,
+) -> None:
+    clouds = open_shapes(write_shapes(tmp_path / "shapes.npz", 2))
+    (tmp_path / "views" / "shape1").mkdir(parents=True)
+    (tmp_path / "views" / "shape1" / "0.png").write_bytes(b"\x89PNG and no more")
+    batches = list(plain_batches(PlainSamples(clouds, image_size=16, views=1), 2, workers))
+    assert [batch.indices.tolist() for batch in batches if batch is not None] == [
+        [0, 1]
+    ]  # with rendered views
+    assert list(clouds.bad) == ["views/shape1/0.png"]

@@ -54,7 +54,18 @@ def make_base(pair: str, seed: int, work: Path, epochs: int = PRETRAIN_EPOCHS) -
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["pretrain", work / pair / "source.npz", "--vocabulary", work / pair / "source-classes.npz"]
-        options = ["--card", "point-tiny", "--epochs", epochs, "--seed", seed, "--out", path]
+        options = [
+            "--split",
+            "all",
+            "--card",
+            "point-tiny",
+            "--epochs",
+            epochs,
+            "--seed",
+            seed,
+            "--out",
+            path,
+        ]
         crossmost(*command, *options)
     return path
 

@@ -66,7 +66,7 @@ def train(config: TrainConfig, base: Path, target: Path, folder: Path) -> float 
         runs.train(clouds, base, vocabulary, config, folder, **watching)
     else:
         keep_networks(folder)
-        runs.resume(clouds, folder, **watching)
+        runs.resume(clouds, folder, runs.check_resumable(folder), **watching)
     return time.monotonic() - started if whole else None
 
 

@@ -50,7 +50,7 @@ def make_bases(work: Path) -> dict[str, Path]:
     if not bases[first].is_file():
         crossmost(
             "pretrain", pair / "source.npz", "--vocabulary", pair / "source-classes.npz", "--card", first,
-            "--epochs", 2, "--batch-size", 32, "--learning-rate", 5e-4, "--out", bases[first],
+            "--split", "all", "--epochs", 2, "--batch-size", 32, "--learning-rate", 5e-4, "--out", bases[first],
         )  # fmt: skip
     if not bases[second].is_file():
         model, architecture = load_base(bases[first])

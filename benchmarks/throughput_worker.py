@@ -64,6 +64,7 @@ def watch_trainer() -> Stages:
     stages.watch(step, "cut", "group")
     stages.watch(trainer.Trainer, "_label", "teacher")
     stages.watch(trainer.Trainer, "_train_batch", "student")
+    stages.watch(trainer.Trainer, "_optimizer_step", "student")
     return stages
 
 

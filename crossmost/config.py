@@ -27,7 +27,7 @@ class TrainConfig(BaseModel):
 
     recipe: Recipe = "crossmost"
     mode: Mode = Field("joint", description="where none is given: point-only for a base without images")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
     # Schedule (METHOD 2.1)
     epochs: int = Field(20, ge=1)

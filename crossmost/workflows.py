@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from crossmost.adaptation import run as runs
 from crossmost.adaptation.pretrain import PretrainConfig
@@ -27,11 +28,13 @@ from crossmost.checkpoints.run import BASE, CLASSES, EVALUATION, Run, is_run, lo
 from crossmost.config import TrainConfig, fit_to_base
 from crossmost.data.dataset import CloudDataset, open_dataset
 from crossmost.data.reading import Reading
-from crossmost.data.views import contact_sheet, render_views
+from crossmost.data.samples import spread, views_of
+from crossmost.data.views import contact_sheet
 from crossmost.errors import InputError
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run
 from crossmost.evaluation.report import check_report_extra
 from crossmost.evaluation.run_report import write_run_report
+from crossmost.models.clip import has_scheme
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_cards import PointCard, list_point_cards, load_point_card
 from crossmost.models.student import DualEncoder, embed_points
@@ -120,6 +123,7 @@ def start_training(
     *,
     split: str | None = None,
     test: Path | None = None,
+    ignore_labels: bool = False,
     tensorboard: bool = False,
 ) -> Evaluation:
     """Adapt, evaluate, report."""
@@ -129,13 +133,15 @@ def start_training(
     vocabulary = words.load(architecture.text)
     check_text_model(vocabulary, architecture)
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
+    if ignore_labels:
+        clouds, shown = clouds.unlabelled(), shown.unlabelled()
     check_before_training(clouds, shown, vocabulary)
     with run_progress(clouds, config, out, 0, tensorboard) as progress:
         runs.train(
             clouds, base, vocabulary, config, out,
             on_batch=progress.batch, on_epoch=progress.epoch, on_warning=progress.warn,
         )  # fmt: skip
-    return _finish(load_run(out), clouds, shown)
+    return _finish(load_run(out), config, clouds, shown)
 
 
 def resume_training(
@@ -145,17 +151,21 @@ def resume_training(
     *,
     split: str | None = None,
     test: Path | None = None,
+    ignore_labels: bool = False,
     tensorboard: bool = False,
+    machine: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Continue, evaluate, report."""
-    config = runs.check_resumable(out)
+    """Continue, evaluate, report; `machine` are the options that may differ from before."""
+    config = runs.check_resumable(out, machine)
     architecture = load_architecture(out / BASE)
     clouds = training_clouds(reading, data, architecture.point, split)
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
+    if ignore_labels:
+        clouds, shown = clouds.unlabelled(), shown.unlabelled()
     check_before_training(clouds, shown, load_vocabulary(out / CLASSES))
     with run_progress(clouds, config, out, runs.batches_done(out, clouds, config), tensorboard) as progress:
-        runs.resume(clouds, out, on_batch=progress.batch, on_epoch=progress.epoch)
-    return _finish(load_run(out), clouds, shown)
+        runs.resume(clouds, out, config, on_batch=progress.batch, on_epoch=progress.epoch)
+    return _finish(load_run(out), config, clouds, shown)
 
 
 def config_for(architecture: Architecture, config: TrainConfig) -> TrainConfig:
@@ -171,10 +181,19 @@ def config_for(architecture: Architecture, config: TrainConfig) -> TrainConfig:
 
 
 def training_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
-    """Open the training data: where it has a train and a test split and none is asked for, the train split."""
+    """Open the data to train on: where it has a train and a test split and none is asked for, the train split."""
+    return _open_part(reading, data, card, split, "train")
+
+
+def measured_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
+    """Open the data to measure on: where it has a train and a test split and none is asked for, the test split."""
+    return _open_part(reading, data, card, split, "test")
+
+
+def _open_part(reading: Reading, data: Path, card: PointCard, split: str | None, part: str) -> CloudDataset:
     clouds = reading.open(data, card, split)
     if split is None and {"train", "test"} <= set(clouds.splits):
-        return reading.open(data, card, "train")
+        return reading.open(data, card, part)
     return clouds
 
 
@@ -183,7 +202,7 @@ def shown_clouds(
 ) -> CloudDataset:
     """The clouds of the report: --test, or the test split beside a train split, or the training clouds."""
     if test is not None:
-        return reading.open(test, card)
+        return measured_clouds(reading, test, card, None)
     if clouds.split == "train" and "test" in clouds.splits:
         return reading.open(data, card, "test")
     return clouds
@@ -197,7 +216,10 @@ def check_before_training(clouds: CloudDataset, shown: CloudDataset, vocabulary:
     """
     for dataset in (clouds, shown):
         if dataset.labels is not None:
-            dataset.label_indices(vocabulary.names)
+            try:
+                dataset.label_indices(vocabulary.names)
+            except InputError as error:
+                raise InputError(f"{error}; --ignore-labels takes no folder or label for a class") from error
     check_report_extra()
 
 
@@ -209,9 +231,9 @@ def run_progress(
     return RunProgress(batches, done, out / "tensorboard" if tensorboard else None)
 
 
-def _finish(run: Run, clouds: CloudDataset, shown: CloudDataset) -> Evaluation:
+def _finish(run: Run, config: TrainConfig, clouds: CloudDataset, shown: CloudDataset) -> Evaluation:
     """Evaluate a finished run on the clouds of its report, and write it."""
-    evaluation = evaluate_run(run, shown, device=run.config.device, workers=run.config.workers)
+    evaluation = evaluate_run(run, shown, device=config.device, workers=config.workers)
     write_json_atomic(run.folder / EVALUATION, evaluation.to_dict())
     report = write_run_report(run, evaluation, shown, clouds)
     typer.echo("\n".join(summary_lines(evaluation)), err=True)
@@ -254,7 +276,7 @@ def evaluate(
 ) -> None:
     """Compare zero-shot and adapted on a dataset; every figure goes into the run's folder too."""
     run = load_run(folder)
-    clouds = reading.open(data, run.architecture.point, split)
+    clouds = measured_clouds(reading, data, run.architecture.point, split)
     evaluation = evaluate_run(run, clouds, device=device, workers=workers)
     found = evaluation.to_dict()
     write_json_atomic(folder / EVALUATION, found)
@@ -303,16 +325,12 @@ def make_base(
 ) -> None:
     """Pre-train a base and write it."""
     point_card = load_point_card(card)
-    clouds = reading.open(data, point_card, split)
+    clouds = training_clouds(reading, data, point_card, split)
     clouds.probe()
     texts_of = caption_of_each(clouds, captions)
     vocabulary = words.load(None, tuple(dict.fromkeys(texts_of)))
     rows = caption_rows(texts_of, vocabulary)
-    image_card = (
-        tiny_image_tower(vocabulary.dim)
-        if image == "tiny"
-        else ImageCard(clip=image, weights=words.clip_weights)
-    )
+    image_card = image_tower(image, words.clip_weights, vocabulary.dim)
 
     def report(record: dict[str, Any]) -> None:
         terms = "  ".join(f"{name} {value:.3f}" for name, value in record.items() if isinstance(value, float))
@@ -324,6 +342,19 @@ def make_base(
     say_skipped(clouds.bad)
     save_base(out, model, Architecture(point_card, kept, vocabulary.dim, vocabulary.tag), notes)
     typer.echo(str(out))
+
+
+def image_tower(name: str, weights: str | None, dim: int) -> ImageCard:
+    """The image tower of a base: a tiny one to train, or that of an open_clip model with its weights.
+
+    Raises:
+        InputError: no weights.
+    """
+    if name == "tiny":
+        return tiny_image_tower(dim)
+    if weights is None and not has_scheme(name):
+        raise InputError(f"expected the weights of image tower {name}: give --clip-weights, or --image tiny")
+    return ImageCard(clip=name, weights=weights)
 
 
 def tiny_image_tower(dim: int) -> ImageCard:
@@ -370,6 +401,12 @@ def caption_rows(texts: list[str], vocabulary: Vocabulary) -> np.ndarray[Any, np
     return np.array([rows[text] for text in texts], dtype=np.int64)
 
 
+def thumbnail(picture: Any, size: int) -> NDArray[np.uint8]:
+    """A rendered view or a picture of the user's as (size, size, 3) uint8, its middle."""
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size)))
+
+
 def render(
     path: Path, out: Path, reading: Reading, *, views: int, clouds: int, size: int, split: str | None
 ) -> None:
@@ -381,11 +418,14 @@ def render(
     )
     pictures, captions = [], []
     for index in dataset.spread(clouds):
-        cloud = dataset.try_load(int(index))
+        cloud = dataset.try_load(index)
         if cloud is None:
             continue
-        pictures += list(render_views(cloud, count=views, size=size))
-        captions += [dataset.ids[int(index)]] + [""] * (views - 1)
+        shown = [
+            thumbnail(view, size) for view in spread(views_of(dataset, index, cloud, views, size), views)
+        ]
+        pictures += shown + [np.full_like(shown[0], 255)] * (views - len(shown))
+        captions += [dataset.ids[index]] + [""] * (views - 1)
     if not pictures:
         raise InputError(f"{path}: none of the clouds can be read: {next(iter(dataset.bad.values()))}")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import plyfile
 import pytest
+import torch
 import yaml
 from click.testing import Result
 from PIL import Image
@@ -122,6 +123,16 @@ class TestData:
         line = refused(*train(data=folder))
         assert "'spaceship'" in line
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("folders", [("session1", "session2"), ("bottle", "spaceship")])
+    def test_folders_that_are_no_classes_may_be_ignored(
+        self, train: Arguments, tmp_path: Path, folders: tuple[str, ...]
+    ) -> None:
+        folder = write_folder(tmp_path / "data", 12, *folders)
+        assert "--ignore-labels" in refused(*train(data=folder))
+        result = invoke(*train("--ignore-labels", data=folder))
+        assert result.exit_code == 0, result.stderr
+        assert "12 clouds without labels" in result.stderr
 
     def test_a_truncated_ply_among_many_is_skipped_and_named(self, train: Arguments, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "data", 19, "Bottle", "CHAIR")  # as people write them
@@ -415,6 +426,17 @@ class TestOptions:
         assert {path.name: path.read_bytes() for path in run.iterdir()} == before
         assert "no run to resume" in refused("train", shapes_file, "--resume", "--out", tmp_path / "none")
 
+    @pytest.mark.parametrize(
+        "option",
+        [("--epochs", 9), ("--set", "views=1"), ("--classes", "a,b"), ("--seed", 0), ("--mode", "joint")],
+    )
+    def test_an_option_that_a_resumed_run_cannot_take(
+        self, tmp_path: Path, shapes_file: Path, finished_run: Path, option: tuple[object, ...]
+    ) -> None:
+        run = shutil.copytree(finished_run, tmp_path / "run")
+        line = refused("train", shapes_file, "--resume", "--out", run, *option)
+        assert f"no {option[0]} with --resume" in line
+
     def test_a_file_in_the_place_of_the_run(self, train: Arguments, tmp_path: Path) -> None:
         (tmp_path / "run").write_text("mine")
         assert "run" in refused(*train())
@@ -426,6 +448,15 @@ class TestOptions:
         with full_disk(20_000):
             line = refused(*train(), code=1)
         assert "File too large" in line
+
+    def test_a_gpu_without_enough_memory(
+        self, train: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def run_out(*_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+        monkeypatch.setattr("crossmost.adaptation.trainer.Trainer.fit", run_out)
+        assert "lower batch_size" in refused(*train(), code=1)
 
     def test_debug_shows_the_traceback(self, tmp_path: Path) -> None:
         result = invoke("--debug", "inspect", tmp_path / "nowhere")
@@ -483,7 +514,7 @@ class TestFlow:
         run = tmp_path / "run"
         assert not (run / "report.html").exists()
 
-        resumed = invoke("train", shapes_file, "--resume", "--out", run)
+        resumed = invoke("train", shapes_file, "--resume", "--out", run, "--device", "cpu", "--workers", 1)
         assert resumed.exit_code == 0, resumed.stderr
         assert resumed.stdout == f"{run / 'report.html'}\n"
         for name in ("student.safetensors", "teacher.safetensors", "metrics.jsonl", "config.yaml"):
@@ -553,6 +584,15 @@ class TestFlow:
         assert "skipped 1 file" in result.stderr
         assert "shape7" in result.stderr
 
+    @pytest.mark.parametrize(("more", "n", "split"), [((), 8, "test"), (("--split", "all"), 24, "all")])
+    def test_eval_takes_the_test_split_where_there_is_one(
+        self, split_run: tuple[Result, Path], tmp_path: Path, more: tuple[str, ...], n: int, split: str
+    ) -> None:
+        run = shutil.copytree(split_run[1], tmp_path / "run")
+        result = invoke("eval", run, split_run[1].parent / "both.npz", "--json", "--device", "cpu", *more)
+        found = json.loads(result.stdout)
+        assert (found["n"], found["split"]) == (n, split)
+
     def test_eval_of_something_else_than_a_run(
         self, tmp_path: Path, shapes_file: Path, finished_run: Path
     ) -> None:
@@ -597,6 +637,19 @@ class TestInspectAndRender:
         with Image.open(out) as sheet:
             assert sheet.format == "PNG"
             assert len(sheet.convert("L").getcolors() or []) > 10  # something is drawn
+
+    def test_render_shows_a_users_own_pictures(
+        self, tmp_path: Path, write_shapes: Callable[..., Path]
+    ) -> None:
+        data = write_shapes(tmp_path / "shapes.npz", 2)
+        (tmp_path / "views" / "shape1").mkdir(parents=True)
+        Image.new("RGB", (50, 40), (255, 0, 0)).save(tmp_path / "views" / "shape1" / "0.png")
+        result = invoke("render", data, "--out", tmp_path / "a.png", "--views", 2, "--size", 32)
+        assert result.exit_code == 0, result.stderr
+        with Image.open(tmp_path / "a.png") as sheet:
+            assert (
+                {color: count for count, color in sheet.getcolors(1 << 16) or []}[255, 0, 0] == 32 * 32
+            )
 
     def test_render_nothing_and_render_into_no_picture(self, tmp_path: Path, shapes_file: Path) -> None:
         assert "nowhere" in refused("render", tmp_path / "nowhere")
@@ -666,6 +719,19 @@ class TestPretrain:
         assert "learning_rate" in line
         line = refused(*self.pretrain(shapes_file, vocabulary_file, out, "--image", "ViT-Z"))
         assert "ViT-Z" in line
+        line = refused(*self.pretrain(shapes_file, vocabulary_file, out, "--image", "ViT-B-16"))
+        assert "--clip-weights" in line
+
+    @pytest.mark.usefixtures("tiny")
+    def test_a_test_split_is_not_trained_on(
+        self, tmp_path: Path, vocabulary_file: Path, write_shapes: Callable[..., Path]
+    ) -> None:
+        data = write_shapes(tmp_path / "both.npz", split=np.repeat(["train", "test"], [16, 8]))
+        for more, clouds in (((), "16"), (("--split", "all"), "24")):
+            result = invoke(*self.pretrain(data, vocabulary_file, tmp_path / "own.safetensors", *more))
+            assert result.exit_code == 0, result.stderr
+            with safe_open(tmp_path / "own.safetensors", framework="pt") as file:
+                assert file.metadata()["clouds"] == clouds
 
     def test_the_cards_are_listed_as_the_help_says(self) -> None:
         assert "--card list" in invoke("pretrain", "--help").stdout

@@ -206,7 +206,7 @@ def test_every_stage_of_the_trainer_is_seen(
     for owner, names in {
         dataset.CloudDataset: ["try_load"], trainer_samples: ["render_views", "collate_training"],
         trainer_samples.TrainingSamples: ["__getitem__"], diagnosis: ["cut"], trainer_step: ["cut"],
-        trainer.Trainer: ["_label", "_train_batch"],
+        trainer.Trainer: ["_label", "_train_batch", "_optimizer_step"],
     }.items():  # fmt: skip
         for name in names:
             monkeypatch.setattr(owner, name, getattr(owner, name))  # put back after the test

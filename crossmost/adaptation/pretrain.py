@@ -24,6 +24,7 @@ from crossmost.data.augment import PointAugment, augment_points, geometric_image
 from crossmost.data.samples import Clouds, EpochOrder, Key, PointBatch, load, pad
 from crossmost.data.views import render_views
 from crossmost.errors import InputError
+from crossmost.models.clip import has_scheme
 from crossmost.models.grouping import cut
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_cards import PointCard
@@ -185,7 +186,7 @@ def pretrain(
     device = choose_device(config.device)
     keep_freed_memory()
     model = DualEncoder(point_card, image_card, texts.shape[1]).to(device).train()
-    train_image = image_card.weights is None
+    train_image = image_card.weights is None and not has_scheme(image_card.clip or "")
     model.images().requires_grad_(train_image)
     with torch.no_grad():
         model.logit_scale.fill_(-math.log(config.temperature))

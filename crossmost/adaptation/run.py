@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -88,40 +88,44 @@ def train(
     student = build_student(encoders, architecture, vocabulary, config)
     unlabelled = checked(clouds)
     trainer = Trainer(student, unlabelled, config)
-    given = clouds.preparation.up_axis
     scores = scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device)
-    if warning := axis_warning(scores, given):
+    if warning := axis_warning(scores, clouds.preparation.up_axis):
         on_warning(warning)
     start_run(folder, base, vocabulary)
-    write_text_atomic(folder / CONFIG, to_yaml(config))
-    write_json_atomic(
-        folder / PROVENANCE, {**provenance(clouds, base), "up_axis": {"given": given, "scores": scores}}
-    )
+    write_json_atomic(folder / PROVENANCE, {**provenance(clouds, base), "up_axis_scores": scores})
     save_sample(folder / SAMPLE, take_sample(clouds))
+    write_text_atomic(folder / CONFIG, to_yaml(config))  # the last: with it the folder is a run that resumes
     return _fit(trainer, architecture, folder, on_batch, on_epoch)
 
 
-def resume(clouds: CloudDataset, folder: Path, *, on_batch: OnBatch, on_epoch: OnEpoch) -> Outcome:
+def resume(
+    clouds: CloudDataset, folder: Path, config: TrainConfig, *, on_batch: OnBatch, on_epoch: OnEpoch
+) -> Outcome:
     """Continue a run where it was saved last, to the weights it would have had without the interruption.
 
     Args:
         clouds: the same as before.
         folder: of the run.
+        config: what `check_resumable` returned.
         on_batch: called with the figures of each batch.
         on_epoch: called with the record of each further epoch.
 
     Raises:
-        InputError: no run in the folder, or other clouds than before.
+        InputError: other clouds than before, or the same ones read in another way.
     """
-    config = check_resumable(folder)
     vocabulary = load_vocabulary(folder / CLASSES)
     encoders, architecture = load_base(folder / BASE)
     config = fit_to_base(config, images=architecture.image is not None)
     trainer = Trainer(build_student(encoders, architecture, vocabulary, config), checked(clouds), config)
-    if read_provenance(folder)["clouds_sha256"] != fingerprint(clouds):
+    made = read_provenance(folder)
+    if made["clouds_sha256"] != fingerprint(clouds):
         raise InputError(
             f"{folder} was trained on other clouds than {clouds.name}: resume with the same data"
         )
+    before = made.get("reading", reading(clouds))  # runs did not always note it
+    if before != reading(clouds):
+        given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in before.items() if value)
+        raise InputError(f"{folder} was trained on clouds read with {given}: resume with the same")
     if has_generation(folder):
         generation = load_generation(folder, NAMES)
         read_architecture(generation.weights[NAMES[0]].metadata, folder / f"{NAMES[0]}.safetensors", FORMAT)
@@ -130,15 +134,19 @@ def resume(clouds: CloudDataset, folder: Path, *, on_batch: OnBatch, on_epoch: O
     return _fit(trainer, architecture, folder, on_batch, on_epoch)
 
 
-def check_resumable(folder: Path) -> TrainConfig:
+def check_resumable(folder: Path, machine: Mapping[str, Any] | None = None) -> TrainConfig:
     """The options of the run in a folder.
+
+    Args:
+        folder: of the run.
+        machine: options that may differ from before: device and workers.
 
     Raises:
         InputError: no run in it.
     """
     if not is_run(folder):
         raise InputError(f"{folder} holds no run to resume: leave out --resume to start one")
-    return make_config(read_options(folder / CONFIG))
+    return make_config({**read_options(folder / CONFIG), **(machine or {})})
 
 
 def batches_done(folder: Path, clouds: CloudDataset, config: TrainConfig) -> int:
@@ -161,7 +169,13 @@ def checked(clouds: CloudDataset) -> CloudDataset:
 
 def fingerprint(clouds: CloudDataset) -> str:
     """A digest of the clouds' ids, in order."""
-    return hashlib.sha256("\n".join(clouds.ids).encode()).hexdigest()
+    return hashlib.sha256("\n".join(clouds.ids).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def reading(clouds: CloudDataset) -> dict[str, str | None]:
+    """How the clouds' files are read, by the command's options."""
+    preparation = clouds.preparation
+    return {"up_axis": preparation.up_axis, "columns": preparation.columns, "color": preparation.color}
 
 
 def provenance(clouds: CloudDataset, base: Path) -> dict[str, Any]:
@@ -172,6 +186,7 @@ def provenance(clouds: CloudDataset, base: Path) -> dict[str, Any]:
         "split": clouds.split,
         "clouds": len(clouds),
         "clouds_sha256": fingerprint(clouds),
+        "reading": reading(clouds),
         "base": base.name,
         "base_sha256": hashlib.sha256(base.read_bytes()).hexdigest(),
     }

@@ -10,7 +10,7 @@ CLOUDS_PER_LEARNING_RATE = 256
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig, card_rate: float) -> float:
-    """Linear from 0 to the peak over the warm-up, then a cosine down to the floor.
+    """Linear from 0 to the peak over the warm-up, then a cosine down to the floor; the last step is after the warm-up.
 
     Args:
         step: optimiser steps taken so far.
@@ -21,10 +21,11 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig, card_rat
     clouds = config.batch_size * config.accumulate
     peak = (config.learning_rate or card_rate) * clouds / CLOUDS_PER_LEARNING_RATE
     floor = peak * config.min_learning_rate_ratio
-    warmup = config.warmup_epochs * steps_per_epoch
+    steps = config.epochs * steps_per_epoch
+    warmup = min(config.warmup_epochs * steps_per_epoch, steps - 1)
     if step < warmup:
         return peak * step / warmup
-    progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
+    progress = (step - warmup) / (steps - warmup)
     return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

@@ -107,6 +107,8 @@ class Trainer:
         self.optimizer = make_optimizer(self.student, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         classes = student.classifier.shape[1]
+        if classes < 2:
+            raise InputError("expected at least two classes, found one: there is nothing to tell apart")
         if config.class_prior is not None and len(config.class_prior) != classes:
             raise InputError(f"expected a class_prior of {classes} shares, found {len(config.class_prior)}")
         self.labeler = Labeler(config, classes)
@@ -149,9 +151,14 @@ class Trainer:
         order = EpochOrder(
             len(self.clouds), config.batch_size, seed=config.seed, epoch=progress.epoch, start=progress.batch
         )
+        gathered = 0  # batches since the last optimiser step
         for batch in training_batches(self.samples, order, config.workers):
             figures = None if batch is None else self._train_batch(batch.to(self.device))
             progress.batch += 1
+            gathered += figures is not None
+            if gathered and progress.batch % config.accumulate == 0:
+                self._optimizer_step()
+                gathered = 0
             if figures is not None:
                 on_batch(figures)
         # Batches that did not fill an optimiser step are not carried into the next epoch: a run that is
@@ -159,9 +166,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _train_batch(self, batch: TrainingBatch) -> Record:
-        """One pass of the algorithm box; an optimiser step where enough batches are gathered."""
+        """One pass of the algorithm box up to the gradients."""
         config, progress = self.config, self.progress
-        seed = (config.seed * 1_000_003 + progress.epoch) * 1_000_003 + progress.batch
+        seed = ((config.seed * 1_000_003 + progress.epoch) * 1_000_003 + progress.batch) % 2**64
         torch.manual_seed(seed)  # stochastic depth
         generator = torch.Generator().manual_seed(seed)  # masks
         training_mode(self.student, config)
@@ -175,8 +182,6 @@ class Trainer:
                 f"the loss is {loss.item()} in epoch {progress.epoch}: lower learning_rate; the last epoch is saved"
             )
         self.scaler.scale(loss / config.accumulate).backward()
-        if (progress.batch + 1) % config.accumulate == 0:
-            self._optimizer_step()
         return self._note(loss, terms, labels, agreement)
 
     @torch.no_grad()

@@ -109,6 +109,8 @@ def explain(error: Exception) -> tuple[int, str | None]:
         for extra, modules in EXTRAS.items():
             if error.name.partition(".")[0] in modules:
                 return 2, f'this needs {error.name}: pip install "crossmost[{extra}]"'
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; the robot has no torch
+        return 1, "out of GPU memory: lower batch_size, or --set precision=bfloat16"
     if isinstance(error, OSError):
         return 1, f"{error.filename or 'file'}: {error.strerror or error}"
     return 1, None

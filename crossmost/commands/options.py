@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 Data = Annotated[Path, typer.Argument(help="Folder of clouds or meshes, official .h5 files, or one .npz.")]
-Split = Annotated[str | None, typer.Option(help="Use only this split: train, test.")]
+Split = Annotated[str | None, typer.Option(help="Use only this split: train, test, or all of them: all.")]
 UpAxis = Annotated[str, typer.Option(help="What points up in your files: x, y, z, -x, -y, -z.")]
 Columns = Annotated[
     str | None, typer.Option(help="Meaning of array columns: xyz, xyzrgb, xyz_rgb ('_' skips).")

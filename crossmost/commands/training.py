@@ -81,6 +81,10 @@ def train(
         Path | None,
         typer.Option(help="Dataset for the report; default: DATA, its test split where it has one."),
     ] = None,
+    ignore_labels: Annotated[
+        bool,
+        typer.Option("--ignore-labels", help="Folders and labels are no classes: a report without them."),
+    ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the options and stop.")] = False,
 ) -> None:
@@ -102,7 +106,19 @@ def train(
         raise InputError("expected DATA, --base and --out (with --resume: DATA and --out)")
     reading = workflows.Reading(up_axis=up_axis, columns=columns, color=color)
     if resume:
-        workflows.resume_training(data, out, reading, split=split, test=test, tensorboard=tensorboard)
+        machine = {name: given.pop(name) for name in ("device", "workers") if name in given}
+        fixed = {
+            **given, "config": config, "set": assignments, "base": base, "classes": classes,
+            "vocabulary": vocabulary, "clip": clip, "clip-weights": clip_weights,
+        }  # fmt: skip
+        if changed := [name for name, value in fixed.items() if value is not None]:
+            raise InputError(
+                f"expected no --{changed[0]} with --resume: a run goes on with the options it began with"
+            )
+        workflows.resume_training(
+            data, out, reading,
+            split=split, test=test, ignore_labels=ignore_labels, tensorboard=tensorboard, machine=machine,
+        )  # fmt: skip
         return
     assert base is not None
     words = workflows.Words(
@@ -113,8 +129,9 @@ def train(
         spaces=settings.recipe == "crossmost",  # the published code keeps the underscores
     )
     workflows.start_training(
-        data, find_base(base), words, settings, out, reading, split=split, test=test, tensorboard=tensorboard
-    )
+        data, find_base(base), words, settings, out, reading,
+        split=split, test=test, ignore_labels=ignore_labels, tensorboard=tensorboard,
+    )  # fmt: skip
 
 
 @command(

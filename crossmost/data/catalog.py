@@ -52,12 +52,12 @@ class Catalog:
     folder: Path
 
     def rows_of(self, split: str | None) -> NDArray[np.int64]:
-        """Rows of one split, or of all where `split` is None.
+        """Rows of one split, or of all where `split` is None or "all".
 
         Raises:
             InputError: no cloud is in that split.
         """
-        if split is None:
+        if split in (None, "all"):
             return np.arange(len(self.ids), dtype=np.int64)
         rows = np.flatnonzero(np.asarray(self.splits) == split).astype(np.int64)
         if len(rows) == 0:

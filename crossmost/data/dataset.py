@@ -35,11 +35,12 @@ BAD_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a cloud becomes the encoder's input; see `open_dataset` for the fields."""
+    """How a file's points become the encoder's input; see `open_dataset` for the fields."""
 
     points: int = 1024
     least: int = 64
     up_axis: str = "z"
+    columns: str | None = None  # done by whoever reads the file
     color: str = "auto"
     channels: int = 3
     scattered: bool = False
@@ -243,7 +244,7 @@ def open_dataset(
     """
     check_columns(columns)
     preparation = Preparation(
-        sys.maxsize if points is None else points, least, up_axis, color, channels, scattered
+        sys.maxsize if points is None else points, least, up_axis, columns, color, channels, scattered
     )
     catalog = _catalog(Path(path), columns, max(MESH_SAMPLES, points or 0))
     rows = catalog.rows_of(split)

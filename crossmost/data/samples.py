@@ -204,8 +204,9 @@ class TrainingSamples(Dataset[tuple[Any, ...] | None]):
 
     def _strong(self, cloud: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         """The student's cloud: scanned where asked for, then strongly augmented."""
-        if self.settings.scan_severity != "none" and cloud.shape[1] == 3:
-            cloud = normalize(scan(cloud, severity=self.settings.scan_severity, rng=rng))
+        if self.settings.scan_severity != "none":
+            cloud = scan(cloud, severity=self.settings.scan_severity, rng=rng)
+            cloud[:, :3] = normalize(cloud[:, :3])
         return augment_points(cloud, self.settings.strong, rng)
 
 

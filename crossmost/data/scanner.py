@@ -18,6 +18,7 @@ from scipy.ndimage import minimum_filter
 from crossmost.data.parts import rotation_about
 from crossmost.data.views import camera_axes, sample_spacing
 from crossmost.errors import InputError
+from crossmost.runtime.colors import MISSING_COLOR
 
 DISTANCE = 4.0
 """Camera to object centre, in radii: about 2 m from a chair."""
@@ -76,26 +77,29 @@ SEVERITIES: dict[str, Severity] = {
 
 
 def scan(
-    xyz: NDArray[np.float32], *, severity: str | Severity, rng: np.random.Generator
+    cloud: NDArray[np.float32], *, severity: str | Severity, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Scan one shape with a simulated depth camera.
 
     Args:
-        xyz: (N, 3) float32, normalised, z up; N at least 1.
+        cloud: (N, 3) xyz or (N, 6) xyz and rgb, float32, normalised, z up; N at least 1.
         severity: one of `SEVERITIES` or your own.
         rng: the only source of randomness.
 
     Returns:
-        (n, 3) float32 in the frame of `xyz`, not re-normalised; n >= min(N, 32).
+        (n, 3 or 6) float32 in the frame of `cloud`, not re-normalised; n >= min(N, 32). Colours stay with their
+        points, and a floor has none.
 
     Raises:
         InputError: the severity's name is not known.
     """
     settings = _severity(severity)
-    scene = xyz.astype(np.float64)
+    scene = cloud[:, :3].astype(np.float64)
     if settings.yaw:
         scene = scene @ rotation_about(2, rng.uniform(0, 2 * np.pi)).T
-    scene = np.concatenate([scene, _floor(scene, settings, rng)])
+    floor = _floor(scene, settings, rng)
+    colors = np.pad(cloud[:, 3:], ((0, len(floor)), (0, 0)), constant_values=MISSING_COLOR)
+    scene = np.concatenate([scene, floor])
     cameras = _cameras(settings, rng)
     seen = np.stack([visible(scene, camera) for camera in cameras])
     lucky = rng.random(len(scene)) < settings.hidden
@@ -104,7 +108,8 @@ def scan(
     rays = scene - cameras[np.argmax(seen, axis=0)]
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
     error = rng.normal(0, 1, len(scene)) * settings.noise
-    return (scene + rays * error[:, None])[kept].astype(np.float32)
+    measured = (scene + rays * error[:, None]).astype(np.float32)
+    return np.concatenate([measured, colors], axis=1)[kept]
 
 
 def scan_dataset(

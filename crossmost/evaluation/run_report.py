@@ -94,8 +94,8 @@ def encoder_row(architecture: Architecture) -> str:
 def warnings(run: Run, clouds: CloudDataset) -> list[str]:
     """What the reader should know before the figures."""
     found = []
-    looked = read_provenance(run.folder).get("up_axis")
-    if looked and (lying := axis_warning(looked["scores"], looked["given"])):
+    made = read_provenance(run.folder)
+    if lying := axis_warning(made.get("up_axis_scores", {}), made.get("reading", {}).get("up_axis", "z")):
         found.append(f"{lying[0].upper()}{lying[1:]}.")
     stopped = read_records(run.folder)[-1].get("stopped")
     if stopped:

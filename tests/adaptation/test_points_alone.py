@@ -147,7 +147,13 @@ class TestRun:
 
         with pytest.raises(KeyboardInterrupt):
             train(tiny_config(), press)
-        runs.resume(shapes, tmp_path / "run", on_batch=lambda _: None, on_epoch=lambda _: None)
+        runs.resume(
+            shapes,
+            tmp_path / "run",
+            runs.check_resumable(tmp_path / "run"),
+            on_batch=lambda _: None,
+            on_epoch=lambda _: None,
+        )
         for name in (*(f"{name}.safetensors" for name in NAMES), "metrics.jsonl", "config.yaml"):
             assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class Folder:
         return self
 
     def resume(self, clouds: CloudDataset, on_batch: Callable[[], None] = lambda: None) -> Folder:
-        runs.resume(clouds, self.path, on_batch=self._noting(on_batch), on_epoch=self.epochs.append)
+        config = runs.check_resumable(self.path)
+        runs.resume(clouds, self.path, config, on_batch=self._noting(on_batch), on_epoch=self.epochs.append)
         return self
 
     def train_until(self, batches: int, clouds: CloudDataset, config: TrainConfig) -> Folder:
@@ -315,6 +317,29 @@ class TestRefusals:
             run.resume(other)
         with pytest.raises(InputError, match="other clouds"):
             run.resume(shapes.subset(range(20)))
+        run.resume(shapes)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("up_axis", "y", "--up-axis z"),
+            ("columns", "xyz_", "--up-axis z"),
+            ("color", "none", "--color auto"),
+        ],
+    )
+    def test_the_same_clouds_read_in_another_way(
+        self,
+        folder: MakeFolder,
+        shapes: CloudDataset,
+        tiny_config: MakeConfig,
+        name: str,
+        value: str,
+        words: str,
+    ) -> None:
+        run = folder("run").train_until(1, shapes, tiny_config())
+        other = replace(shapes, preparation=replace(shapes.preparation, **{name: value}))
+        with pytest.raises(InputError, match=rf"read with .*{words}.*: resume with the same"):
+            run.resume(other)
         run.resume(shapes)
 
     def test_other_clouds_where_nothing_was_saved_yet(

@@ -50,6 +50,14 @@ def test_a_run_without_a_rate_takes_the_cards(published: Published) -> None:
     assert learning_rate(10, 10, config, 1e-3) == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(("epochs", "per_epoch"), [(1, 1), (1, 8), (2, 1)])
+def test_the_last_step_of_a_short_run_is_at_the_peak(
+    published: Published, epochs: int, per_epoch: int
+) -> None:
+    config = published(warmup_epochs=5.0, batch_size=256, accumulate=1, epochs=epochs)
+    assert learning_rate(epochs * per_epoch - 1, per_epoch, config, CARD_RATE) == pytest.approx(2e-5)
+
+
 def test_no_warmup_starts_at_the_peak_and_the_end_never_rises_again(published: Published) -> None:
     config = published(warmup_epochs=0.0, batch_size=256, accumulate=1, epochs=2)
     assert learning_rate(0, 10, config, CARD_RATE) == pytest.approx(2e-5)

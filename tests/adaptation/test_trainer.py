@@ -164,9 +164,44 @@ class TestAccumulation:
         assert [record["step"] for record in trainer.progress.records] == [0, 1, 2]
         assert all(parameter.grad is None for parameter in trainer.student.parameters())
 
+    def test_a_batch_that_cannot_be_read_delays_no_step(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = start(epochs=1, batch_size=6, accumulate=2)
+        load = module.training_batches
+        monkeypatch.setattr(
+            module,
+            "training_batches",
+            lambda *given: (None if row == 1 else batch for row, batch in enumerate(load(*given))),
+        )
+        seen = [state_of(trainer.student)["classifier"]]
+        steps = []
+        trainer.fit(
+            lambda _: (
+                steps.append(trainer.progress.step),
+                seen.append(state_of(trainer.student)["classifier"]),
+            ),
+            lambda _: None,
+        )
+        assert steps == [0, 1, 2]  # after the first batch, the third and the fourth
+
     def test_an_epoch_with_too_few_batches_for_one_step_is_refused(self, start: Start) -> None:
         with pytest.raises(InputError, match="accumulate"):
             start(batch_size=8, accumulate=4)
+
+
+@pytest.mark.parametrize("seed", [20260101, 2**32 - 1])
+def test_a_date_or_any_other_32_bits_are_a_seed(start: Start, seed: int) -> None:
+    trainer = start(epochs=1, seed=seed)
+    assert len(fit(trainer)) == 3
+
+
+def test_one_class_is_nothing_to_adapt_to(
+    make_student: Callable[..., Student], shapes: CloudDataset, tiny_config: Any
+) -> None:
+    student = make_student(embeddings=torch.ones(1, 8) / math.sqrt(8))
+    with pytest.raises(InputError, match="at least two classes"):
+        Trainer(student, shapes.unlabelled(), tiny_config())
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(start: Start) -> None:

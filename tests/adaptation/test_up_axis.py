@@ -112,6 +112,6 @@ def test_a_run_warns_before_training_and_in_its_report(
     assert said[1:] == ["epoch", "epoch"]
     assert "with y up than with z up (label-free score 1.30 against 0.40)" in said[0]
     assert "--up-axis y" in said[0]
-    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["up_axis"]["scores"] == scores
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["up_axis_scores"] == scores
     shown = warnings(load_run(tmp_path / "run"), shapes)
     assert [text.lower() for text in shown] == [f"{said[0].lower()}."]

@@ -124,6 +124,21 @@ def test_a_hole_is_empty() -> None:
     assert np.linalg.norm(holed - middle, axis=1).min() > 0.15
 
 
+@pytest.mark.parametrize("severity", ["moderate", "high"])
+def test_colours_stay_with_their_points_and_a_floor_has_none(severity: str) -> None:
+    shape = make_shape("table", generator(1))
+    bare = scan(shape, severity=severity, rng=generator(3))
+    quiet = dataclasses.replace(SEVERITIES[severity], noise=0.0)
+    colored = scan(np.concatenate([shape, shape], axis=1), severity=quiet, rng=generator(3))
+    assert colored.dtype == np.float32
+    assert len(colored) == len(bare)
+    own = (colored[:, :3] == colored[:, 3:]).all(axis=1)
+    floor = (colored[:, 3:] == np.float32(0.4)).all(axis=1)
+    assert (own | floor).all()
+    assert own.sum() > 100
+    assert floor.any() == (severity == "high")
+
+
 def test_yaw_turns_the_object_about_z() -> None:
     shape = sphere(300) * np.linspace(0.2, 1, 300, dtype=np.float32)[:, None]
     everything = Severity(hidden=1.0, yaw=True)

@@ -36,7 +36,7 @@ def export_bundle(
         reading: how the user's clouds are read.
         options: of the export, without its text tower.
         verify: the user's clouds.
-        split: of them.
+        split: of all these clouds.
         unknown_labels: labelled clouds for the threshold.
         text_encoder: whether the text tower is exported too.
         as_json: print the manifest instead.
@@ -51,7 +51,7 @@ def export_bundle(
         options = replace(options, text=TextOptions(*words.tower(source.architecture.text)))
     card = source.architecture.point
     own = reading.open(verify, card, split) if verify else None
-    labelled = reading.open(unknown_labels, card) if unknown_labels else None
+    labelled = reading.open(unknown_labels, card, split) if unknown_labels else None
     manifest = export(
         source, out, options, own=own, labelled=labelled, say=lambda line: typer.echo(line, err=True)
     )

@@ -65,7 +65,7 @@ def widen(graph: Path, target: Path, constants: Sequence[float]) -> None:
 
     Args:
         graph: an .onnx file, its weights beside it.
-        target: where to; its weights are in it.
+        target: where to; its weights go beside it.
         constants: numbers of the graph that are no weights. Torch knows them exactly where the exporter rounded
             them, so they are given their digits back: what is compared then differs by nothing but faults.
     """
@@ -79,7 +79,8 @@ def widen(graph: Path, target: Path, constants: Sequence[float]) -> None:
             elif attribute.name in ("to", "dtype") and attribute.i == TensorProto.BFLOAT16:
                 attribute.i = TensorProto.FLOAT
     model.graph.ClearField("value_info")  # types that are wrong now, and can be inferred
-    target.write_bytes(model.SerializeToString())
+    # Beside it: one file holds no more than 2 GiB.
+    onnx.save(model, target, save_as_external_data=True, location=f"{target.name}.weights")
 
 
 def widen_tensor(tensor: TensorProto, constants: Sequence[float]) -> None:

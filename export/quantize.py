@@ -116,6 +116,7 @@ def quantize(model: onnx.ModelProto, clouds: CalibrationDataReader) -> onnx.Mode
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=True,  # one file holds no more than 2 GiB
             # Sums leave a layer as float32: what follows is not quantized.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )

@@ -208,7 +208,7 @@ def check_alignment(
     underscored = [name for name in vocabulary.names if "_" in name]
     plain = [name for name in vocabulary.names if "_" not in name]
     compared = vocabulary.select(spread(underscored + plain, COMPARED))
-    both = [fit(compared, embed, spaces) for spaces in ((False, True) if underscored else (False,))]
+    both = [fit(compared, embed, spaces) for spaces in ((False, True) if underscored else (True,))]
     best = max(both, key=lambda alignment: alignment.cosine)
     if best.cosine < minimum_cosine:
         raise InputError(

@@ -115,6 +115,10 @@ def export(
         graph = EncoderGraph(source.encoder, source.head, options.precision)
         write_graphs(graph, encoder_facts(source), options.precision, folder)
         bank = with_threshold(source, real, labelled, options)
+        if bank.unknown_similarity is None:
+            say(
+                "no clouds of yours to find a threshold with: nothing will be called unknown (--verify finds one)"
+            )
         bank.save(folder / CLASSES)
         provenance = dict(source.provenance)
         further: list[Check] = []

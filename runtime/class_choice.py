@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Iterable
@@ -70,7 +71,7 @@ class ClassChoice:
         problem = explain_other_model(str(self._bundle), self._text_tag(), found.tag, found.dim)
         if problem:
             raise InvalidVocabulary(problem)
-        return bank
+        return copy.deepcopy(bank)  # whoever gave it may change its arrays
 
     def _text_tag(self) -> str:
         """The text model that the encoder was aligned with; empty where the export did not know."""

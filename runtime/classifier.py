@@ -229,7 +229,7 @@ class Classifier:
         }
 
     def close(self) -> None:
-        """Free the backend; every later call but this one is refused."""
+        """Free the backend: later calls are refused, and one of many clouds that is under way is at its next batch."""
         with self._swap:
             backend, self._backend = self._backend, None
         if backend is not None:
@@ -263,6 +263,8 @@ class Classifier:
             began = time.perf_counter()
             prepared = list(_prepared(clouds, start, clouds_in))
             timings["prepare"] += time.perf_counter() - began
+            if self._backend is not backend:
+                raise InvalidCall("expected an open classifier, found it closed during the call")
             embedded = backend.embed([cloud.points for cloud in prepared])
             for stage, seconds in embedded.seconds.items():
                 timings[stage] = timings.get(stage, 0.0) + seconds

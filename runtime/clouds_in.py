@@ -97,6 +97,8 @@ def as_array(points: Any) -> NDArray[Any]:
     Raises:
         InvalidCloud: it is on a GPU and cannot be copied, or it cannot be read as an array.
     """
+    if isinstance(points, np.ma.MaskedArray):  # what is masked is no point
+        return np.ma.filled(points.astype(np.float64), np.nan)
     if isinstance(points, np.ndarray):
         return points
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ class UnreadableArray(ValueError):
 
 
 def to_host(array: Any, load_driver: Callable[[], Any] = import_driver) -> NDArray[Any]:
-    """Copy an array from the GPU, once the work on its stream is done.
+    """Copy an array from the GPU, once the work on its stream is done: on all streams where it names none.
 
     Args:
         array: of torch, CuPy, Numba, Warp or whatever else has a `__cuda_array_interface__`.
@@ -35,7 +36,9 @@ def to_host(array: Any, load_driver: Callable[[], Any] = import_driver) -> NDArr
         try:
             driver = load_driver()
             with _device_of(driver, source.start):
-                if source.stream is not None:
+                if source.stream is UNKNOWN:
+                    call(driver, "cuCtxSynchronize")
+                elif source.stream is not None:
                     call(driver, "cuStreamSynchronize", source.stream)
                 call(driver, "cuMemcpyDtoH", content.ctypes.data, source.start, source.size)
         except (ModuleNotFoundError, CudaError) as error:
@@ -48,9 +51,22 @@ def to_host(array: Any, load_driver: Callable[[], Any] = import_driver) -> NDArr
     return view
 
 
+class _Unknown(Enum):
+    """What a stream is that nobody named."""
+
+    UNKNOWN = "unknown"
+
+
+UNKNOWN = _Unknown.UNKNOWN
+
+
 @dataclass(frozen=True)
 class _Source:
-    """Where an array lies: its first element at `address`, all of it in `size` bytes from `start` on."""
+    """Where an array lies: its first element at `address`, all of it in `size` bytes from `start` on.
+
+    `stream` is None where the array says that nothing is to be waited for, and unknown in version 2 of the interface,
+    which has no streams; torch speaks it.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -58,7 +74,7 @@ class _Source:
     address: int
     start: int
     size: int
-    stream: int | None
+    stream: int | _Unknown | None
 
     @classmethod
     def of(cls, facts: Any) -> _Source:
@@ -67,7 +83,7 @@ class _Source:
             if facts.get("mask") is not None:
                 raise ValueError("a mask")
             shape, dtype = tuple(int(length) for length in facts["shape"]), np.dtype(facts["typestr"])
-            address, stream = int(facts["data"][0]), facts.get("stream")
+            address, stream = int(facts["data"][0]), facts.get("stream", UNKNOWN)
             strides = facts.get("strides")
             if strides is None:  # C-contiguous
                 steps = np.cumprod([dtype.itemsize, *shape[:0:-1]])[::-1]

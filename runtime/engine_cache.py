@@ -16,6 +16,8 @@ from crossmost.runtime.manifest import InvalidBundle, Manifest, locate
 GRAPH, WEIGHTS = "encoder.onnx", "weights.bin"
 ENGINES = "engines"
 """The folder of engines, in a bundle and in the cache."""
+TRUST = "CROSSMOST_TRUST_ENGINES"
+"""Environment variable: a bundle's engines may run code of their own on the host."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ def find_engines(bundle: Path, manifest: Manifest, here: Machine, cache: Path | 
             if facts.recipe.graph != GRAPH or not (own or _is_of(facts, manifest)):
                 continue
             why = _reason(path, facts, bundle, manifest, here)
+            if why is None and own and facts.recipe.flags.version_compatible and TRUST not in os.environ:
+                why = (
+                    f"{path} is version compatible, so it holds code that would run here: set {TRUST}=1 if you trust "
+                    "whoever made the bundle"
+                )
         except InvalidBundle as error:
             if own:
                 refused.append(str(error))

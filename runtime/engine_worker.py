@@ -92,7 +92,8 @@ class EngineWorker:
     @property
     def shapes(self) -> dict[Shape, bool]:
         """The shapes it is ready for, and whether as a graph; the one used last comes last."""
-        return {shape: plan.graph is not None for shape, plan in self._plans.items()}
+        plans = list(self._plans.items())  # at once: another thread may be embedding
+        return {shape: plan.graph is not None for shape, plan in plans}
 
     @property
     def bytes(self) -> int:

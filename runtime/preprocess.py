@@ -20,6 +20,9 @@ MORTON_STEPS = ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x092492
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 """Multiples of it, without their whole part, fill an interval as evenly as any sequence does."""
 
+LARGEST = 2.0**960
+"""Of coordinates: sums and differences of larger ones could leave the range of float64."""
+
 MOST_COLUMNS = 9
 """So few points (xyz, rgb, normals), with more columns than that, are a transposed cloud."""
 
@@ -90,6 +93,8 @@ def normalize(xyz: NDArray[Any]) -> NDArray[np.float32]:
         (N, 3) float32 in the unit sphere.
     """
     exact = np.array(xyz.T, dtype=np.float64, order="C")  # (3, N): reductions run along the rows
+    if max(exact.max(), -exact.min()) > LARGEST:
+        exact *= 2.0**-60
     # The smallest goes first: the mean of equal numbers rounds, and what is left would be scaled up.
     exact -= exact.min(axis=1, keepdims=True)
     # Summed one after the other, whatever the memory layout was, so that the bits are always the same.

@@ -13,7 +13,8 @@ from typing import IO
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; what was written there becomes `path` if nothing failed.
 
-    After a crash or on a full disk a reader finds the old file or the new one, never half of one.
+    After a crash or on a full disk a reader finds the old file or the new one, never half of one. Two writers of one
+    path at a time need a lock.
 
     Raises:
         OSError: the operating system refused something; `path` is as it was.

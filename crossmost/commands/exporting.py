@@ -13,6 +13,7 @@ from crossmost.errors import InputError
 
 VERIFICATION, ENGINES, NAMES = "Verification", "TensorRT engines", "Class names of a base, and the text tower"
 """Panels of `export --help`."""
+DEFAULT_UNKNOWN_RATE = 0.05
 
 
 @command(
@@ -39,8 +40,8 @@ def export(
         bool, typer.Option("--text-encoder", help="Add the CLIP text tower: new class names on the robot.")
     ] = False,
     unknown_rate: Annotated[
-        float, typer.Option(help="Share of clouds like yours that may be called unknown.")
-    ] = 0.05,
+        float | None, typer.Option(help="Share of clouds like yours that may be called unknown: 0.05.")
+    ] = None,
     unknown_labels: Annotated[
         Path | None,
         typer.Option(help="Labelled clouds, some of foreign classes: find the threshold with them instead."),
@@ -64,7 +65,7 @@ def export(
         ),
     ] = "1:8:64",
     split: Annotated[
-        str | None, typer.Option(help="Use only this split: train, test.", rich_help_panel=VERIFICATION)
+        str | None, typer.Option(help="Use only this split: train, test, all.", rich_help_panel=VERIFICATION)
     ] = None,
     up_axis: Annotated[
         str, typer.Option(help="What points up in them: x, y, z, -x, -y, -z.", rich_help_panel=VERIFICATION)
@@ -138,6 +139,20 @@ def export(
     """Make a verified bundle for the robot: ONNX graphs, class bank, TensorRT engines."""
     if fp16 and bf16:
         raise InputError("expected --fp16 or --bf16, found both")
+    if unknown_rate is not None and unknown_labels:
+        raise InputError("expected --unknown-rate or --unknown-labels, found both")
+    of_clouds = {
+        "--split": split,
+        "--up-axis": up_axis != "z",
+        "--columns": columns,
+        "--color": color != "auto",
+    }
+    if (given := [name for name, value in of_clouds.items() if value]) and not (verify or unknown_labels):
+        raise InputError(f"{given[0]} says how clouds are read, and none are given: add --verify")
+    if (clip or clip_weights) and not (text_encoder or classes):
+        raise InputError(
+            "--clip names a text tower, and nothing asks for one: add --text-encoder or --classes"
+        )
     if int8 and (fp16 or bf16):
         raise InputError("expected --int8 beside float32 graphs: leave out --fp16 and --bf16")
     of_engines = (points, version_compatible, hardware_compatible, strip_weights, refittable, timing_cache)
@@ -168,7 +183,7 @@ def export(
             precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
             int8=int8,
             batch=parse_profile(batch),
-            unknown_rate=unknown_rate,
+            unknown_rate=DEFAULT_UNKNOWN_RATE if unknown_rate is None else unknown_rate,
             clouds=verify_clouds,
             engine=engine if tensorrt or tensorrt_rtx else None,
             overwrite=overwrite,

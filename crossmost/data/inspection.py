@@ -231,7 +231,7 @@ def _cloud_warnings(facts: list[CloudFacts], dataset: CloudDataset) -> list[str]
 def _color_warnings(facts: list[CloudFacts]) -> list[str]:
     warnings = []
     stored = [one.colors for one in facts if one.colors is not None]
-    if any(colors.floating and colors.high > 1 for colors in stored):
+    if any(colors.floating and not colors.unit for colors in stored):
         warnings.append("colours are floats above 1 and read as 0..255: see that they are colours")
     if stored and all(one.flat_color for one in facts if one.colors is not None):
         warnings.append("each cloud has one colour only, which tells nothing: --colour none leaves it out")

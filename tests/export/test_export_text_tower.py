@@ -184,9 +184,9 @@ def test_alignment_tells_how_names_were_written(spaces):
     assert found == Alignment(spaces=spaces, cosine=pytest.approx(1.0, abs=1e-5))
 
 
-def test_alignment_of_names_without_underscores():
+def test_names_without_underscores_leave_it_to_the_default():
     vocabulary = vocabulary_of(Directions(), names=("mug", "bowl"))
-    assert check_alignment(vocabulary, Directions()).spaces is False
+    assert check_alignment(vocabulary, Directions()).spaces is True
 
 
 def test_alignment_compares_some_of_many_names():

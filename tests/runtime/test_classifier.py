@@ -453,6 +453,32 @@ def test_a_closed_classifier_says_so(exported):
     assert "onnxruntime-cpu" in repr(classifier)
 
 
+def test_closing_ends_a_long_call_at_its_next_batch(exported, monkeypatch):
+    with load(exported) as classifier:
+        backend = classifier._selection.backend
+        embed = backend.embed
+
+        def close_afterwards(clouds):
+            found = embed(clouds)
+            classifier.close()
+            return found
+
+        monkeypatch.setattr(backend, "embed", close_afterwards)
+        with pytest.raises(InvalidCall, match="closed during the call"):
+            classifier([cloud()] * 65)
+
+
+def test_classes_that_were_given_are_not_changed_from_outside(exported):
+    with load(exported) as classifier:
+        own = load_class_bank(exported / "classes.npz").vocabulary
+        given = Vocabulary.create(own.names, own.embeddings.copy(), logit_scale=own.logit_scale, tag=own.tag)
+        classifier.set_classes(given)
+        before = classifier(cloud())[0]
+        given.embeddings.flags.writeable = True
+        given.embeddings[:] = given.embeddings[::-1].copy()
+        assert classifier(cloud())[0].top_k == before.top_k
+
+
 @pytest.mark.parametrize("name", ["encoder.onnx", "model.onnx", "weights.bin", "classes.npz"])
 def test_a_flipped_byte_is_found(altered, name):
     bundle = altered()

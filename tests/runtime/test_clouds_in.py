@@ -105,6 +105,17 @@ def test_invalid_points_are_dropped_and_counted():
     np.testing.assert_array_equal(found.points, prepare(np.delete(bad, [3, 9], 0), most=64, least=8))
 
 
+def test_masked_points_are_dropped_and_counted():
+    points = np.ma.masked_greater(cloud(), 1e5)
+    points[7] = 1e6
+    points[7, 1] = np.ma.masked
+    found = CloudsIn(encoder(), "z").prepare(points)
+    assert found.dropped == 1
+    np.testing.assert_array_equal(
+        found.points, CloudsIn(encoder(), "z").prepare(np.delete(cloud(), 7, 0)).points
+    )
+
+
 @pytest.mark.parametrize("columns", [3, 4, 5])
 def test_a_colored_encoder_sees_its_filler_where_there_is_no_color(columns):
     found = CloudsIn(encoder(6), "z").prepare(cloud(columns=columns)).points

@@ -11,6 +11,8 @@ from crossmost.runtime.colors import MISSING_COLOR, NotColors, unit_colors
     [
         (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 0.5, 1]),
         (np.array([[0.0, 51.0, 255.0]], np.float32), [0, 0.2, 1]),
+        (np.array([[0.0, 0.5, 1.02]]), [0, 0.5, 1]),  # resampled
+        (np.array([[0.0, 0.0, 2.55]]), [0, 0, 0.01]),
         (np.array([[0, 1, 255]], np.uint8), [0, 1 / 255, 1]),
         (np.array([[0, 1, 1]], np.uint8), [0, 1 / 255, 1 / 255]),
         (np.array([[0, 13107, 65535]], np.uint16), [0, 0.2, 1]),

@@ -79,6 +79,19 @@ def test_the_work_on_its_stream_is_waited_for():
     assert names.index("cuCtxPushCurrent") < names.index("cuStreamSynchronize") < names.index("cuMemcpyDtoH")
 
 
+def test_an_array_that_names_no_stream_may_be_on_any():
+    driver = Driver()
+    to_host(on_gpu(BASE, version=2), lambda: driver)  # as torch describes its tensors
+    names = driver.names()
+    assert names.index("cuCtxPushCurrent") < names.index("cuCtxSynchronize") < names.index("cuMemcpyDtoH")
+
+
+def test_nothing_is_waited_for_where_nothing_is_to_be():
+    driver = Driver()
+    to_host(on_gpu(BASE, stream=None), lambda: driver)
+    assert not {"cuCtxSynchronize", "cuStreamSynchronize"} & set(driver.names())
+
+
 @pytest.mark.parametrize("failing", ["cuMemcpyDtoH", "cuStreamSynchronize"])
 def test_a_failed_copy_is_one_line_and_leaves_no_context_behind(failing):
     driver = Driver(failing)

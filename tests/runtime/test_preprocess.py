@@ -59,6 +59,19 @@ def test_squares_beyond_the_range_of_float64_do_no_harm(scale: float) -> None:
     np.testing.assert_allclose(normalize(cloud(0) * scale), normalize(cloud(0)), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", ["spread", "one far away"])
+def test_coordinates_at_the_end_of_the_range_of_float64_do_no_harm(shape: str) -> None:
+    largest = np.finfo(np.float64).max
+    points = cloud(0, 300) * (largest / 8 if shape == "spread" else 1.0)
+    if shape == "one far away":
+        points[4] = largest
+    found = normalize(points)
+    assert np.isfinite(found).all()
+    assert np.linalg.norm(found, axis=1).max() == pytest.approx(1.0, abs=1e-6)
+    if shape == "spread":
+        np.testing.assert_allclose(found, normalize(cloud(0, 300)), atol=1e-6)
+
+
 @pytest.mark.parametrize("offset", [1e6, -1e6, 5e6])
 def test_georeferenced_coordinates_keep_their_digits(offset: float) -> None:
     np.testing.assert_allclose(normalize(cloud(0) + offset), normalize(cloud(0)), atol=1e-6)

@@ -426,7 +426,8 @@ def test_a_plan_that_tensorrt_cannot_load_gives_its_last_error(world):
     assert world.driver.alive == {}
 
 
-def test_the_engine_of_this_gpu_alone_goes_first(world):
+def test_the_engine_of_this_gpu_alone_goes_first(world, monkeypatch):
+    monkeypatch.setenv("CROSSMOST_TRUST_ENGINES", "1")
     wide = world.add(plan=b"wide", flags=EngineFlags(hardware="ampere+", version_compatible=True))
     narrow = world.add(world.cache, plan=b"narrow")
     assert world.open().info()["engine"] == str(narrow)
@@ -439,6 +440,16 @@ def test_host_code_is_allowed_for_version_compatible_engines_only(world):
     world.add()
     world.open()
     assert world.trt.runtime.engine_host_code_allowed is False
+
+
+def test_a_bundle_runs_no_code_of_its_own_unless_it_is_trusted(world):
+    flags = EngineFlags(version_compatible=True)
+    world.add(flags=flags)
+    with pytest.raises(BackendUnavailable, match="CROSSMOST_TRUST_ENGINES=1 if you trust"):
+        world.open()
+    world.add(world.cache, flags=flags)  # built on this machine
+    assert world.open().info()["engine"].startswith(str(world.cache))
+    assert world.trt.runtime.engine_host_code_allowed is True
 
 
 def test_engines_of_other_bundles_in_the_cache_are_passed_over(world):

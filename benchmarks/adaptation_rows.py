@@ -50,6 +50,7 @@ def repair_row(repair: str, options: tuple[str, ...]) -> Row:
 
 
 MAIN = (
+    Row("centered", "centered", {"epochs": 0}),
     *(Row(mode, mode, {"mode": mode}) for mode in ("image-only", "point-only", "separate", "agreement")),
     Row(REFERENCE, REFERENCE, {"recipe": "reference"}),
     Row("joint", "joint"),
@@ -60,9 +61,16 @@ WITHOUT = (
 )
 """The crossmost recipe less one of its repairs: no rivals of it."""
 REPAIRS = tuple(repair_row(repair, options) for repair, options in repairs().items())
-ROWS = {row.name: row for row in (*MAIN, *WITHOUT, *REPAIRS)}
+READ_FROM_TEACHER = tuple(
+    Row(f"{row.name}+exported", row.training, row.options | {"exported": "teacher"})
+    for row in REPAIRS
+    if row.name in ("repair-center", "repair-anchor")
+)
+"""Repairs that act on the teacher, which the reference recipe does not export."""
+ROWS = {row.name: row for row in (*MAIN, *WITHOUT, *REPAIRS, *READ_FROM_TEACHER)}
 ZERO_SHOT = "zero-shot"
 TITLES = {ZERO_SHOT: ZERO_SHOT} | {row.name: row.name for row in MAIN}
+TITLES |= {"centered": "zero-shot about the center, untrained"}
 TITLES |= {"joint": "joint (crossmost recipe)", REFERENCE: "joint (reference recipe)"}
 TITLES |= {"joint-uncentered": "joint without centers", "joint-unanchored": "joint without the anchor"}
 

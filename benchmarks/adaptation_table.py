@@ -12,6 +12,7 @@ import numpy as np
 from adaptation_rows import (
     BRANCHES,
     MAIN,
+    READ_FROM_TEACHER,
     READ_OUTS,
     REFERENCE,
     REPAIRS,
@@ -20,7 +21,7 @@ from adaptation_rows import (
     ZERO_SHOT,
     answering,
 )
-from paired import Paired, mcnemar, unpack
+from paired import Paired, paired_test, unpack
 from pairs import PAIRS
 
 Result = dict[str, Any]
@@ -95,17 +96,7 @@ def main_table(results: Sequence[Result], pair: str) -> str:
         ]
         for name, each in lines.items()
     ]
-    return markdown(["row", *COLUMNS, "seeds"], [*rows[:1], *untrained_row(results, pair), *rows[1:]])
-
-
-def untrained_row(results: Sequence[Result], pair: str) -> list[list[str]]:
-    """The base about the target's center, as joint training starts from it; nothing where it was not measured."""
-    of_joint = [each for each in results if each["pair"] == pair and each["row"] == "joint"]
-    found = [each["by_epoch"][0][each["network"]] for each in of_joint]
-    if not found or None in found:
-        return []
-    cells = [mean_and_spread([100 * each[branch] for each in found]) for branch in BRANCHES]
-    return [["zero-shot about the center, untrained", *cells, str(len(found))]]
+    return markdown(["row", *COLUMNS, "seeds"], rows)
 
 
 def heading(results: Sequence[Result], pair: str) -> str:
@@ -120,11 +111,11 @@ def heading(results: Sequence[Result], pair: str) -> str:
 
 
 def compare(first: Line, second: Line, branch: str, other: str) -> Paired:
-    """The paired test over the test clouds of all seeds that both have."""
+    """The paired test over the seeds that both have."""
     seeds = sorted(first.right.keys() & second.right.keys())
-    return mcnemar(
-        np.concatenate([first.right[seed][branch] for seed in seeds]),
-        np.concatenate([second.right[seed][other] for seed in seeds]),
+    return paired_test(
+        np.stack([first.right[seed][branch] for seed in seeds]),
+        np.stack([second.right[seed][other] for seed in seeds]),
     )
 
 
@@ -177,7 +168,7 @@ def probability(p: float) -> str:
 
 
 def oracle_table(results: Sequence[Result]) -> str:
-    """The label-free choice of an epoch beside the one that the test labels would have chosen."""
+    """The choice of an epoch beside the one that the test labels would have chosen."""
     moments, rows = ("zero_shot", "chosen", "last", "oracle"), []
     for pair in PAIRS:
         for name in CURVED:
@@ -194,7 +185,7 @@ def oracle_table(results: Sequence[Result]) -> str:
                     ", ".join(f"{each['chosen_epoch']} / {each['oracle_epoch']}" for each in found), str(len(found)),
                 ]
             )  # fmt: skip
-    head = ["pair", "row", "zero-shot", "label-free choice", "last epoch", "oracle epoch"]
+    head = ["pair", "row", "zero-shot", "choice", "last epoch", "oracle epoch"]
     return markdown([*head, "oracle less choice", "epochs chosen / oracle", "seeds"], rows)
 
 
@@ -218,7 +209,7 @@ def choice(result: Result) -> dict[str, float] | None:
 
 def repair_table(results: Sequence[Result], pair: str) -> str:
     """The reference recipe with one repair at a time, against the reference recipe; empty where none was measured."""
-    names = [row.name for row in REPAIRS]
+    names = [row.name for row in (*REPAIRS, *READ_FROM_TEACHER)]
     lines = lines_of(results, pair, [REFERENCE, *names, "joint"])
     if REFERENCE not in lines or not any(name in lines for name in names):
         return ""
@@ -269,10 +260,16 @@ def short_table(results: Sequence[Result]) -> str:
     by_pair = {pair: lines for pair, lines in by_pair.items() if lines}
     rows = []
     for name in names:
-        cells = [
-            mean_and_spread(lines[name].values("point")) if name in lines else ""
-            for lines in by_pair.values()
-        ]
+        cells = [short_cell(name, lines) for lines in by_pair.values()]
         if any(cells):
             rows.append([TITLES[name], *cells])
     return "\n" + markdown(["points", *by_pair], rows)
+
+
+def short_cell(name: str, lines: dict[str, Line]) -> str:
+    """A row's points in one pair, and how many seeds they are of where others have more."""
+    if name not in lines:
+        return ""
+    seeds = len(lines[name].accuracy)
+    fewer = seeds < max(len(each.accuracy) for each in lines.values())
+    return mean_and_spread(lines[name].values("point")) + f" (seeds: {seeds})" * fewer

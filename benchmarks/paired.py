@@ -1,17 +1,17 @@
-"""Two classifiers on the same clouds: the exact McNemar test, and which clouds were right in little room."""
+"""Two classifiers on the same clouds: an exact paired test, and which clouds were right in little room."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from math import comb
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 class Paired(NamedTuple):
-    """Of n clouds, those that only one of the two names rightly, and how unlikely a split so uneven is by chance."""
+    """Of n answers, those that only one of the two gives rightly, and how unlikely a split so uneven is by chance."""
 
     n: int
     only_first: int
@@ -19,19 +19,28 @@ class Paired(NamedTuple):
     p: float  # two-sided
 
 
-def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
-    """The exact McNemar test: where the two differ, each is as likely to be the right one under the null hypothesis.
+def paired_test(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
+    """The exact sign-flip test by cloud: by the null hypothesis each could as well have it the other way round.
+
+    A cloud's answers of all seeds are flipped together, because they are of one cloud. With one seed it is McNemar's
+    exact test.
 
     Args:
-        first: (n,) whether the first is right.
-        second: (n,) whether the second is right, of the same clouds.
+        first: (S, n) whether the first is right, by seed and cloud.
+        second: (S, n) whether the second is right.
     """
     if first.shape != second.shape:
-        raise ValueError(f"expected answers to the same clouds, found {len(first)} and {len(second)}")
+        raise ValueError(f"expected answers to the same clouds, found {first.shape} and {second.shape}")
     won, lost = int((first & ~second).sum()), int((second & ~first).sum())
-    differing = won + lost
-    tail = sum(comb(differing, k) for k in range(min(won, lost) + 1))
-    return Paired(len(first), won, lost, float(min(Fraction(1), Fraction(2 * tail, 2**differing))))
+    leads = first.sum(axis=0).astype(int) - second.sum(axis=0).astype(int)
+    ways: NDArray[Any] = np.array([1], dtype=object)  # to reach each sum of leads, the lowest first
+    for lead, count in zip(*np.unique(np.abs(leads[leads != 0]), return_counts=True), strict=True):
+        of_lead = np.zeros(2 * lead * count + 1, dtype=object)
+        of_lead[:: 2 * lead] = [comb(int(count), k) for k in range(count + 1)]
+        ways = np.convolve(ways, of_lead)
+    sums = np.arange(len(ways)) - len(ways) // 2
+    extreme = sum(ways[np.abs(sums) >= abs(leads.sum())].tolist())
+    return Paired(first.size, won, lost, float(Fraction(extreme, 2 ** int((leads != 0).sum()))))
 
 
 def pack(right: NDArray[np.bool_]) -> str:

@@ -30,7 +30,7 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
 
     # Schedule (METHOD 2.1)
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(20, ge=0, description="0 finds the centers and temperatures alone, without training")
     batch_size: int = Field(64, ge=2)
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
     learning_rate: float | None = Field(None, gt=0, description="per 256 clouds; None: the card's")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import product
 from math import comb
 from pathlib import Path
 
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import adaptation_rows as rows
 import adaptation_run as run
 import adaptation_table as table
-from paired import mcnemar, pack, unpack
+from paired import pack, paired_test, unpack
 
 from crossmost.config import SWITCHES, TrainConfig, make_config
 
@@ -31,23 +32,33 @@ def test_packed_answers_come_back(pairs):
 
 
 @given(answers)
-def test_mcnemar_is_the_two_sided_binomial_of_the_clouds_that_differ(pairs):
-    first, second = (np.array(each) for each in zip(*pairs, strict=True))
-    found = mcnemar(first, second)
+def test_with_one_seed_it_is_the_two_sided_binomial_of_the_clouds_that_differ(pairs):
+    first, second = (np.array([each]) for each in zip(*pairs, strict=True))
+    found = paired_test(first, second)
     won, lost = int((first & ~second).sum()), int((~first & second).sum())
     n = won + lost
     as_uneven = [k for k in range(n + 1) if abs(k - n / 2) >= abs(won - n / 2)]
     assert (found.n, found.only_first, found.only_second) == (len(pairs), won, lost)
     assert found.p == pytest.approx(sum(comb(n, k) for k in as_uneven) / 2**n)
-    assert found.p == mcnemar(second, first).p
+    assert found.p == paired_test(second, first).p
 
 
-def test_mcnemar_of_known_counts():
-    first = np.array([True] * 10 + [False] * 2 + [True] * 50)
-    second = np.array([False] * 10 + [True] * 2 + [True] * 50)
-    assert mcnemar(first, second).p == pytest.approx(2 * (1 + 12 + 66) / 4096)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(0, 99))
+def test_with_several_seeds_a_clouds_answers_are_flipped_together(seeds, clouds, draw):
+    rng = np.random.default_rng(draw)
+    first, second = rng.random((2, seeds, clouds)) < 0.6
+    leads = first.sum(axis=0).astype(int) - second.sum(axis=0)
+    sums = [abs(sum(signs)) for signs in product(*((lead, -lead) for lead in leads))]
+    as_uneven = sum(each >= abs(leads.sum()) for each in sums)
+    assert paired_test(first, second).p == pytest.approx(as_uneven / len(sums))
+
+
+def test_paired_test_of_known_counts():
+    first = np.array([[True] * 10 + [False] * 2 + [True] * 50])
+    second = np.array([[False] * 10 + [True] * 2 + [True] * 50])
+    assert paired_test(first, second).p == pytest.approx(2 * (1 + 12 + 66) / 4096)
     with pytest.raises(ValueError, match="the same clouds"):
-        mcnemar(first, second[1:])
+        paired_test(first, second[:, 1:])
 
 
 def test_each_repair_differs_from_the_reference_recipe_by_its_switch_alone():
@@ -102,7 +113,9 @@ def write(folder: Path, row: str, seed: int, points: float) -> dict:
         (1, "teacher"): right(1.0, 1.0, 1.0), (1, "student"): right(0.2, 0.2, 0.2),
     }  # fmt: skip
     config = rows.ROWS[row].config(SHARED)
-    result = run.result(rows.ROWS[row], config, [{**each, "chosen_epoch": 0} for each in RECORDS], found)
+    chosen = min(0, config.epochs - 1)
+    seen = [{**each, "chosen_epoch": chosen} for each in RECORDS[: 1 + config.epochs]]
+    result = run.result(rows.ROWS[row], config, seen, found)
     result |= {"pair": "p2", "seed": seed, "machine": "a computer"}
     (folder / f"p2_{row}_{seed}.json").write_text(json.dumps(result))
     return result
@@ -112,6 +125,7 @@ def test_tables_are_made_from_result_files(tmp_path):
     for seed in (0, 1):
         write(tmp_path, "joint", seed, 0.9)
         write(tmp_path, "point-only", seed, 0.5 + 0.2 * seed)
+        write(tmp_path, "centered", seed, 0.9)
     (tmp_path / "p2_separate_0.json").write_text('{"pair": "p2"}')  # of a version that the tables cannot use
     results = table.read(tmp_path)
     text = table.full_tables(results)
@@ -119,12 +133,14 @@ def test_tables_are_made_from_result_files(tmp_path):
     assert "| zero-shot about the center, untrained | 40.0 ± 0.0 | 30.0 ± 0.0 | 40.0 ± 0.0 | 2 |" in text
     assert "| point-only | 60.0 ± 14.1 |  |  | 2 |" in text
     assert "| joint (crossmost recipe) | 90.0 ± 0.0 | 50.0 ± 0.0 | 90.0 ± 0.0 | 2 |" in text
-    assert f"| p2 | points | point-only | +30.0 | 6 | 0 | 20 | {2 / 2**6:.2f} |" in text
+    assert f"| p2 | points | point-only | +30.0 | 6 | 0 | 20 | {2 / 2**4:.2f} |" in text
     assert (
         "| p2 | joint (crossmost recipe) | 50.0 ± 0.0 | 90.0 ± 0.0 | 100.0 ± 0.0 | 100.0 ± 0.0 | 10.0 (at most 10.0)"
         in text
     )
     assert "separate" not in text
+    (tmp_path / "p2_point-only_1.json").unlink()
+    assert "| point-only | 50.0 (seeds: 1) |" in table.short_table(table.read(tmp_path))
     assert table.short_table(results).splitlines()[-1] == "| joint (crossmost recipe) | 90.0 ± 0.0 |"
 
 

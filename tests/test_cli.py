@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from crossmost import __version__, workflows
 from crossmost.checkpoints.base import Architecture, load_base, save_base
+from crossmost.checkpoints.run import load_run
 from crossmost.checkpoints.store import load_weights
 from crossmost.cli import app
 from crossmost.config import TrainConfig
@@ -197,6 +198,24 @@ class TestData:
     ) -> None:
         assert "nowhere" in refused(*train("--test", tmp_path / "nowhere"))
         assert not (tmp_path / "run").exists()
+
+
+class TestWithoutTraining:
+    def test_no_epochs_find_the_centers_and_the_temperatures_alone(
+        self, train: Arguments, tmp_path: Path, shapes_file: Path
+    ) -> None:
+        result = invoke(*train(epochs=0))
+        assert result.exit_code == 0, result.stderr
+        assert "top-1 on 24 clouds" in result.stderr
+        run = load_run(tmp_path / "run")
+        before, after = run.zero_shot.state_dict(), run.adapted.state_dict()
+        assert {name for name in before if not torch.equal(before[name], after[name])} == {
+            "point_center", "image_center", "logit_scale",
+        }  # fmt: skip
+        assert (tmp_path / "run" / "report.html").is_file()
+        assert invoke("eval", tmp_path / "run", shapes_file, "--device", "cpu").exit_code == 0
+        again = invoke("train", shapes_file, "--resume", "--out", tmp_path / "run")
+        assert again.exit_code == 0, again.stderr
 
 
 class TestUpAxis:

@@ -156,7 +156,7 @@ class TestErrors:
         ("option", "value"),
         [
             ("epochs", "many"),
-            ("epochs", 0),
+            ("epochs", -1),
             ("epochs", 2.5),
             ("epochs", None),
             ("batch_size", 1),

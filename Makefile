@@ -45,7 +45,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 # Accuracy first: where trainings are missing they take longest, and the others use what they leave in WORK.
 ACCURACY := adaptation diagnosis baselines few_classes robustness open_set
 SPEED := throughput latency
-OTHERS := export_parity runtime public_encoders
+OTHERS := export_parity public_encoders
 
 benchmark-data:
 	@test -d "$(DATA)" || { echo "expected DATA=FOLDER, the point cloud archives of benchmarks/README.md: found '$(DATA)'" >&2; exit 2; }
@@ -55,6 +55,7 @@ benchmarks: benchmark-data $(VENV)/.dev
 	$(BIN)/python benchmarks/adaptation.py --data "$(DATA)" --work "$(WORK)" --jobs 2
 	set -e; for script in $(filter-out adaptation,$(ACCURACY)) $(SPEED) $(OTHERS); do \
 		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)"; done
+	$(BIN)/python benchmarks/runtime.py --data "$(DATA)" --work "$(WORK)" --soak 100000 --install
 	$(BIN)/python benchmarks/demo.py --work "$(WORK)"
 	$(BIN)/python benchmarks/zoo_table.py
 

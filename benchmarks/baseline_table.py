@@ -92,7 +92,7 @@ def beaten(by_name: dict[str, list[Row]]) -> str:
             gain = gains(rows, by_name[JOINT], branch)
             if gain and statistics.mean(gain) > 0:
                 found.append(f"{TITLES[name]} ({title}, {100 * statistics.mean(gain):+.1f})")
-    return f"Better than joint, seed by seed: {'; '.join(found) or 'none of the label-free baselines'}."
+    return f"Better than joint on the mean of the same seeds: {'; '.join(found) or 'none of the label-free baselines'}."
 
 
 def closed(by_name: dict[str, list[Row]]) -> str:

@@ -19,6 +19,7 @@ from tables import write_between
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "demo.json"
+FIGURE = HERE / "figures" / "demo_scans.png"
 BRANCHES = ("point", "image", "both")
 
 
@@ -55,6 +56,8 @@ def main() -> None:
             subprocess.run([str(part) for part in command], check=True)
         summary = json.loads((out / "summary.json").read_text())
         rows.append({**{name: summary[name] for name in summary if name != "run"}, "machine": machine()})
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(options.work / f"demo-{options.seeds[0]}" / "scans.png", FIGURE)
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(rows, indent=1) + "\n")
     write_between(HERE / "README.md", "demo", table(rows))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from adaptation import machine
+from adaptation import is_measured, machine
 from adaptation_rows import BRANCHES, ROWS, Row
 from paired import pack
 from pairs import LIDAR, MODELNET10
@@ -228,7 +228,7 @@ def target_set(pair: str) -> str:
 def write_results(
     pair: str, training: str, shared: dict[str, Any], work: Path, out: Path, seconds: float | None
 ) -> None:
-    """Measure a finished run and write the result of every row that reads from it."""
+    """Measure a finished run and write the results that are missing of the rows that read from it."""
     seed = shared["seed"]
     records, right = measure(work / pair / f"{training}-{seed}", work / pair / "target.npz")
     command = " ".join(f"--set {name}={value}" for name, value in shared.items())
@@ -236,9 +236,9 @@ def write_results(
     facts["seconds"] = seconds and round(seconds)
     out.mkdir(parents=True, exist_ok=True)
     for row in ROWS.values():
-        if row.training == training:
+        path = out / f"{pair}_{row.name}_{seed}.json"
+        if row.training == training and not is_measured(path):
             found = {**facts, **result(row, row.config(shared), records, right), "machine": machine()}
-            path = out / f"{pair}_{row.name}_{seed}.json"
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

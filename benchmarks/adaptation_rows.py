@@ -42,6 +42,12 @@ def repairs() -> dict[str, tuple[str, ...]]:
     return {switch: (switch,) for switch in SWITCHES} | {"strong_augmentation": published_augmentation()}
 
 
+def published(options: tuple[str, ...]) -> dict[str, Any]:
+    """Those options as the reference recipe sets them."""
+    reference = recipe_values("reference")
+    return {option: reference[option] for option in options}
+
+
 def repair_row(repair: str, options: tuple[str, ...]) -> Row:
     """The reference recipe with one repair."""
     repaired = {option: TrainConfig.model_fields[option].default for option in options}
@@ -55,9 +61,10 @@ MAIN = (
     Row(REFERENCE, REFERENCE, {"recipe": "reference"}),
     Row("joint", "joint"),
 )
-WITHOUT = (
-    Row("joint-uncentered", "joint-uncentered", {"center": "none"}),
-    Row("joint-unanchored", "joint-unanchored", {"anchor": "none"}),
+WITHOUT = tuple(
+    Row(f"joint-without-{repair}", f"joint-without-{repair}", published(options))
+    for repair, options in repairs().items()
+    if repair not in READ_OUTS
 )
 """The crossmost recipe less one of its repairs: no rivals of it."""
 REPAIRS = tuple(repair_row(repair, options) for repair, options in repairs().items())
@@ -72,7 +79,7 @@ ZERO_SHOT = "zero-shot"
 TITLES = {ZERO_SHOT: ZERO_SHOT} | {row.name: row.name for row in MAIN}
 TITLES |= {"centered": "zero-shot about the center, untrained"}
 TITLES |= {"joint": "joint (crossmost recipe)", REFERENCE: "joint (reference recipe)"}
-TITLES |= {"joint-uncentered": "joint without centers", "joint-unanchored": "joint without the anchor"}
+TITLES |= {row.name: row.name.replace("-", " ") for row in WITHOUT}
 
 
 def answering(row: str) -> tuple[str, ...]:

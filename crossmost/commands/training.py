@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -92,7 +92,7 @@ def train(
     from crossmost import workflows
     from crossmost.config import make_config, parse_assignments, read_options, to_yaml
 
-    direct = {
+    direct: dict[str, Any] = {
         "recipe": recipe, "mode": mode, "epochs": epochs, "seed": seed, "device": device, "workers": workers,
     }  # fmt: skip
     given = {name: value for name, value in direct.items() if value is not None}
@@ -106,7 +106,7 @@ def train(
         raise InputError("expected DATA, --base and --out (with --resume: DATA and --out)")
     reading = workflows.Reading(up_axis=up_axis, columns=columns, color=color)
     if resume:
-        machine = {name: given.pop(name) for name in ("device", "workers") if name in given}
+        machine: dict[str, Any] = {name: given.pop(name) for name in ("device", "workers") if name in given}
         fixed = {
             **given, "config": config, "set": assignments, "base": base, "classes": classes,
             "vocabulary": vocabulary, "clip": clip, "clip-weights": clip_weights,

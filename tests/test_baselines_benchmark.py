@@ -170,6 +170,7 @@ class FewClouds:
 
     def __init__(self, order: NDArray[np.int64] | None = None):
         self.order = np.arange(12) if order is None else order
+        self.bad: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.order)

@@ -415,7 +415,7 @@ class TestOptions:
             (["--set", "epoch=3"], ["'epoch'", "'epochs'"]),
             (["--set", "epochs"], ["key=value"]),
             (["--set", "epochs=many"], ["epochs", "'many'"]),
-            (["--epochs", "0"], ["epochs"]),
+            (["--epochs", "-1"], ["epochs"]),
             (["--seed", "-1"], ["seed"]),
             (["--workers", "-1"], ["workers"]),
             (["--mode", "both"], ["mode", "'both'"]),

@@ -81,13 +81,22 @@ def test_without_a_text_encoder_other_names_say_how_to_get_one(exported):
         choice(exported).bank(["table", "mug"])
 
 
+def assert_same(found: Vocabulary, given: Vocabulary) -> None:
+    """Alike, and no part of it shared."""
+    assert (found.names, found.tag, found.logit_scale) == (given.names, given.tag, given.logit_scale)
+    np.testing.assert_array_equal(found.embeddings, given.embeddings)
+    assert not np.shares_memory(found.embeddings, given.embeddings)
+
+
 def test_vocabularies_banks_and_files_are_taken_as_they_are(exported, tmp_path):
     chosen = choice(exported)
     rows = np.random.default_rng(0).normal(size=(2, 16))
     vocabulary = Vocabulary.create(["x", "y"], rows, logit_scale=7.0)
-    assert chosen.bank(vocabulary).vocabulary is vocabulary
+    assert_same(chosen.bank(vocabulary).vocabulary, vocabulary)
     bank = ClassBank(vocabulary, np.ones(2, np.float32), 2.0, 0.25)
-    assert chosen.bank(bank) is bank
+    found = chosen.bank(bank)
+    assert_same(found.vocabulary, vocabulary)
+    assert (found.temperature, found.unknown_similarity) == (2.0, 0.25)
     bank.save(tmp_path / "classes.npz")
     for path in (tmp_path / "classes.npz", str(tmp_path / "classes.npz")):
         assert chosen.bank(path).unknown_similarity == 0.25
@@ -142,7 +151,7 @@ def test_classes_of_another_text_model_are_refused_however_they_are_given(tagged
 @pytest.mark.parametrize("tag", [ULIP, "slip-vit-b-16/slip.pt", "", "random directions"])
 def test_classes_of_the_same_model_or_of_an_unknown_one_are_taken(tagged, tag):
     vocabulary = of_model(tag)
-    assert choice(tagged(ULIP)).bank(vocabulary).vocabulary is vocabulary
+    assert_same(choice(tagged(ULIP)).bank(vocabulary).vocabulary, vocabulary)
 
 
 @pytest.mark.parametrize("text", ["random directions", None, 3, ["a"]])

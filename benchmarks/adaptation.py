@@ -55,17 +55,8 @@ def make_base(pair: str, seed: int, work: Path, epochs: int = PRETRAIN_EPOCHS) -
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["pretrain", work / pair / "source.npz", "--vocabulary", work / pair / "source-classes.npz"]
         options = [
-            "--split",
-            "all",
-            "--card",
-            "point-tiny",
-            "--epochs",
-            epochs,
-            "--seed",
-            seed,
-            "--out",
-            path,
-        ]
+            "--split", "all", "--card", "point-tiny", "--epochs", epochs, "--seed", seed, "--out", path,
+        ]  # fmt: skip
         crossmost(*command, *options)
     return path
 

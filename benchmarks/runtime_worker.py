@@ -89,7 +89,7 @@ def eager_way(run: Path, threads: int) -> Way:
     def steps(source: Exportable) -> Steps:
         encoder, card = source.encoder, source.encoder.card
 
-        # `crossmost.models.grouping.group`, step by step.
+        # `crossmost.models.grouping.group`, step by step, but for the layout of its columns.
         def sample(points: Tensor) -> Tensor:
             return gather_points(points[..., :3], farthest_point_indices(points, card.groups))
 

@@ -13,7 +13,6 @@ from crossmost.errors import InputError
 
 VERIFICATION, ENGINES, NAMES = "Verification", "TensorRT engines", "Class names of a base, and the text tower"
 """Panels of `export --help`."""
-DEFAULT_UNKNOWN_RATE = 0.05
 
 
 @command(
@@ -183,7 +182,7 @@ def export(
             precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
             int8=int8,
             batch=parse_profile(batch),
-            unknown_rate=DEFAULT_UNKNOWN_RATE if unknown_rate is None else unknown_rate,
+            unknown_rate=ExportOptions.unknown_rate if unknown_rate is None else unknown_rate,
             clouds=verify_clouds,
             engine=engine if tensorrt or tensorrt_rtx else None,
             overwrite=overwrite,

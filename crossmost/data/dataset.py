@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.data.archive import catalog_archive, is_archive
-from crossmost.data.catalog import UNKNOWN, Catalog, Source
+from crossmost.data.catalog import UNKNOWN, Catalog, Source, natural_key
 from crossmost.data.class_names import positions_in
 from crossmost.data.columns import Cloud, check_columns
 from crossmost.data.folder import VIEWS, catalog_file, catalog_folder
@@ -165,7 +164,7 @@ class CloudDataset:
         from PIL import Image
 
         pictures = []
-        for path in sorted(folder.glob("*.png"), key=_by_number):
+        for path in sorted(folder.glob("*.png"), key=lambda path: natural_key(path.name)):
             try:
                 with Image.open(path) as picture:
                     pictures.append(picture.convert("RGB"))
@@ -205,12 +204,6 @@ class CloudDataset:
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
         return positions[np.searchsorted(present, self.labels)]
-
-
-def _by_number(path: Path) -> list[tuple[int, str]]:
-    """Order of file names in which numbers count as such."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def open_dataset(

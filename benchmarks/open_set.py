@@ -14,19 +14,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import arguments as common
+import open_set_strict
+import open_set_table
 from adaptation import QUICK_PAIR, QUICK_WORK, machine
-from networks import Network, embed, load_networks
-from open_set_measures import RATES, by_rule, calibration, chosen, detection, temperatures
+from networks import load_networks
+from open_set_measures import RATES, calibration, detection, temperatures
+from open_set_splits import (
+    PARTS,
+    ROUNDS,
+    Labelled,
+    Seen,
+    held_out,
+    look,
+    measure_split,
+    spread,
+    target_clouds,
+)
 from pairs import LOW_POLY, MODELNET10, load, scanned, select
 
 from crossmost.export.workflow import CALIBRATION_CLOUDS
@@ -34,36 +44,8 @@ from crossmost.export.workflow import CALIBRATION_CLOUDS
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "open_set"
 PAIRS = ("p1-moderate", "p2")
-ROUNDS, PARTS = 3, 3
-"""Every round draws the classes anew and holds each part of them out once."""
 FOREIGN_SEVERITY = "moderate"
 QUICK_STRIDE = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """Clouds with their classes' positions in the whole vocabulary, -1 for a class outside it."""
-
-    clouds: Sequence[NDArray[np.floating]]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What one network makes of them: unit rows of the test, threshold and foreign clouds."""
-
-    network: Network
-    test: NDArray[np.float32]
-    some: NDArray[np.float32]
-    foreign: NDArray[np.float32] | None
-
-
-def target_clouds(folder: Path, classes: Sequence[str], split: str) -> Labelled:
-    """A split of a pair's target."""
-    with np.load(folder / "target.npz") as archive:
-        chosen = archive["split"] == split
-        names = archive["class_names"][archive["labels"][chosen]]
-        return Labelled(archive["points"][chosen], np.array([list(classes).index(name) for name in names]))
 
 
 def foreign_clouds(data: Path) -> Labelled:
@@ -72,31 +54,6 @@ def foreign_clouds(data: Path) -> Labelled:
     own = [clouds.rows[name] in target.rows.values() for name in clouds.names]
     found = scanned(select(clouds, ~np.array(own)), FOREIGN_SEVERITY)
     return Labelled(found.points, np.full(len(found.ids), -1))
-
-
-def held_out(classes: int) -> list[list[int]]:
-    """The classes that are unknown in each split: every class once a round."""
-    return [
-        sorted(int(one) for one in part)
-        for seed in range(ROUNDS)
-        for part in np.array_split(np.random.default_rng(seed).permutation(classes), PARTS)
-    ]
-
-
-def measure_split(
-    seen: Seen, test: Labelled, some: Labelled, classes: Sequence[str], unknown: Sequence[int]
-) -> dict[str, Any]:
-    """One network with some classes taken out of its vocabulary, unless it never had them."""
-    names = [name for index, name in enumerate(classes) if index not in unknown]
-    bank = chosen(seen.network.bank, names)
-    position = np.array([names.index(name) if name in names else -1 for name in classes])
-    labels = position[test.labels]
-    known, others = seen.test[labels >= 0], seen.test[labels < 0]
-    return {
-        "accuracy of known": float((bank.scores(known).argmax(axis=1) == labels[labels >= 0]).mean()),
-        "scores": detection(bank, known, others),
-        "rules": by_rule(bank, known, labels[labels >= 0], others, (seen.some, position[some.labels])),
-    }
 
 
 def measure_foreign(seen: Seen) -> dict[str, Any]:
@@ -119,26 +76,9 @@ def measure_network(seen: Seen, test: Labelled, some: Labelled) -> dict[str, Any
     }
 
 
-def look(networks: Sequence[Network], test: Labelled, some: Labelled, foreign: Labelled | None) -> list[Seen]:
-    """Embed everything with every network, in one go."""
-    parts = [test, some] if foreign is None else [test, some, foreign]
-    edges = np.cumsum([len(part.labels) for part in parts])[:-1]
-    rows = embed(networks, [cloud for part in parts for cloud in part.clouds])
-    return [
-        Seen(network, *[*np.split(found, edges), None][:3])
-        for network, found in zip(networks, rows, strict=True)
-    ]
-
-
 def every(clouds: Labelled, stride: int) -> Labelled:
     """Every so many of the clouds."""
     return Labelled(clouds.clouds[::stride], clouds.labels[::stride])
-
-
-def spread(clouds: Labelled, most: int) -> Labelled:
-    """So many clouds, evenly spaced, as a run keeps them for its export."""
-    rows = np.unique(np.linspace(0, len(clouds.labels) - 1, most).round().astype(int))
-    return Labelled([clouds.clouds[row] for row in rows], clouds.labels[rows])
 
 
 def measure(pair: str, seed: int, options: argparse.Namespace, out: Path, stride: int) -> None:
@@ -171,9 +111,6 @@ def main() -> None:
     parser.add_argument("--strict", type=Path, help="folder for runs trained without the held-out names")
     common.add_tables_only(parser)
     options = parser.parse_args()
-    import open_set_strict
-    import open_set_table
-
     if options.tables_only:
         open_set_table.write(RESULTS)
         return

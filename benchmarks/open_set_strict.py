@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import open_set
 from adaptation import machine
 from networks import Network, load_networks
+from open_set_splits import PARTS, held_out, look, measure_split, spread, target_clouds
 
 from crossmost.checkpoints.run import load_run
 from crossmost.export.source import trained_bank
@@ -56,20 +56,20 @@ def measure(work: Path, own: Path, seed: int, out: Path) -> None:
     folder = work / PAIR
     networks = load_networks(folder, [seed], [MODE])
     classes = networks[0].bank.vocabulary.names
-    unknown = open_set.held_out(len(classes))[seed * open_set.PARTS]
+    unknown = held_out(len(classes))[seed * PARTS]
     known = [name for index, name in enumerate(classes) if index not in unknown]
     run = load_run(train(folder, own, seed, known))
     bank = trained_bank(run.adapted, run.vocabulary, run.temperatures["adapted"][0])
     networks.append(Network(STRICT, seed, run.adapted, bank))
-    test = open_set.target_clouds(folder, classes, "test")
-    some = open_set.spread(open_set.target_clouds(folder, classes, "train"), CALIBRATION_CLOUDS)
+    test = target_clouds(folder, classes, "test")
+    some = spread(target_clouds(folder, classes, "train"), CALIBRATION_CLOUDS)
     found = {
         "pair": PAIR, "data": "target.npz of the pair", "split": "test", "seed": seed, "n": len(test.labels),
         "n_threshold": len(some.labels), "held_out": [classes[index] for index in unknown],
         "options": {"mode": MODE, "epochs": run.config.epochs}, "machine": machine(),
         "networks": {
-            seen.network.name: open_set.measure_split(seen, test, some, classes, unknown)
-            for seen in open_set.look(networks, test, some, None)
+            seen.network.name: measure_split(seen, test, some, classes, unknown)
+            for seen in look(networks, test, some, None)
         },
     }  # fmt: skip
     path.write_text(json.dumps(found, indent=1) + "\n")

@@ -26,7 +26,7 @@ def load(name: str) -> ModuleType:
         sys.path.remove(str(BENCHMARKS))
 
 
-detection, open_set, measures = (load(name) for name in ("detection", "open_set", "open_set_measures"))
+detection, splits, measures = (load(name) for name in ("detection", "open_set_splits", "open_set_measures"))
 
 
 @pytest.fixture
@@ -81,12 +81,12 @@ def test_scores_have_their_closed_forms():
 
 @pytest.mark.parametrize("classes", [10, 4])
 def test_every_class_is_held_out_once_a_round(classes):
-    splits = open_set.held_out(classes)
-    assert len(splits) == open_set.ROUNDS * open_set.PARTS
-    for start in range(0, len(splits), open_set.PARTS):
-        of_round = [one for part in splits[start : start + open_set.PARTS] for one in part]
+    found = splits.held_out(classes)
+    assert len(found) == splits.ROUNDS * splits.PARTS
+    for start in range(0, len(found), splits.PARTS):
+        of_round = [one for part in found[start : start + splits.PARTS] for one in part]
         assert sorted(of_round) == list(range(classes))
-    assert splits[: open_set.PARTS] != splits[open_set.PARTS : 2 * open_set.PARTS]
+    assert found[: splits.PARTS] != found[splits.PARTS : 2 * splits.PARTS]
 
 
 def test_a_bank_of_some_classes_gives_their_logits(bank):

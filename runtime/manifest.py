@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crossmost.runtime.bundle_json import Fields, InvalidBundle, check_plain, read_json, shown
-from crossmost.runtime.orientation import AXES
+from crossmost.runtime.orientation import FRAMES
 from crossmost.runtime.sampling import RADII
 
 __all__ = [
@@ -53,7 +53,7 @@ class Encoder:
         groups: G, patches a cloud.
         neighbors: K, points a patch.
         channels: C, 3 for xyz, 6 for xyz and rgb.
-        up_axis: the axis that points up in its clouds: x, y, z, -x, -y or -z.
+        up_axis: the axis that points up in its clouds: x, y, z, -x, -y, -z, or z-mirrored.
         color_filler: rgb of a cloud without color, where C is 6.
         dim: D, width of the embedding.
         scale: how clouds are scaled: "unit-sphere" is centroid to 0, largest norm to 1.
@@ -255,7 +255,7 @@ def _encoder(found: dict[str, Any]) -> Encoder:
         groups=entries.whole("groups", 1, 2**16),
         neighbors=entries.whole("neighbors", 1, 2**16),
         channels=found["channels"],
-        up_axis=entries.text("up_axis", AXES),
+        up_axis=entries.text("up_axis", FRAMES),
         color_filler=entries.real("color_filler", 0.0, 1.0),
         dim=entries.whole("dim", 1, 2**16),
         scale=entries.text("scale", ("unit-sphere",)),

@@ -128,6 +128,8 @@ def as_published(cloud: Array, card: PointCard) -> NDArray[np.float32]:
     scaled = np.concatenate([xyz, cloud[:, 3 : card.channels]], axis=1).astype(np.float32)
     if card.radius is not None:
         scaled = scatter(scaled)
+    if card.name == "openshape-pointbert-vitg14":  # trained on lying clouds whose y and z were swapped
+        return lying(scaled)[:, [0, 2, 1, *range(3, card.channels)]]
     return lying(scaled) if card.up_axis == "y" else scaled
 
 

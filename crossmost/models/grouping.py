@@ -36,7 +36,7 @@ class Cut(Protocol):
 
     @property
     def up_axis(self) -> str:
-        """What points up in the clouds it was trained with."""
+        """The frame of the clouds it was trained with: what points up, and whether they were mirrored."""
 
 
 class Groups(NamedTuple):
@@ -210,7 +210,7 @@ def cut(points: Tensor, card: Cut, sizes: Tensor | None = None) -> Groups:
 
 
 def turned(points: Tensor, up_axis: str) -> Tensor:
-    """Turn clouds (B, N, 3+) from z up to another axis, exactly."""
+    """Turn clouds (B, N, 3+) from z up to an encoder's frame, exactly."""
     if up_axis == "z":
         return points
     columns, signs = signed_columns("z", up_axis)

@@ -32,7 +32,7 @@ class PointCard(BaseModel):
     heads: int
     drop_path: float = 0.1  # of the last block; rises linearly from 0
     learning_rate: float = 2e-5  # per 256 clouds: what suits a network of this size
-    up_axis: str = "z"
+    up_axis: str = "z"  # of `crossmost.runtime.orientation.FRAMES`
     color_filler: float = 0.4  # rgb of a cloud without colour, where channels is 6
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from crossmost.data.orientation import check_up_axis, rotate_to_z_up
 from crossmost.errors import InputError
-from crossmost.runtime.orientation import AXES, rotation, turn
+from crossmost.runtime.orientation import AXES, MIRRORED, rotation, turn
 
 
 def direction(axis: str) -> np.ndarray:
@@ -38,6 +38,15 @@ def test_any_axis_goes_to_any_other_and_back(up: str, to: str) -> None:
     np.testing.assert_array_equal(turned[:, 3:], points[:, 3:])
     np.testing.assert_array_equal(turned[:, :3], points[:, :3] @ rotation(up, to).T)
     np.testing.assert_array_equal(turn(turned, to, up), points)
+
+
+@given(st.sampled_from(AXES))
+def test_the_mirrored_frame_is_that_of_a_y_up_cloud_with_two_axes_swapped(up: str) -> None:
+    points = np.random.default_rng(0).normal(size=(5, 6))
+    swapped = turn(points, up, "y")[:, [0, 2, 1, 3, 4, 5]]
+    np.testing.assert_array_equal(turn(points, up, MIRRORED), swapped)
+    np.testing.assert_array_equal(turn(swapped, MIRRORED, up), points)
+    assert np.linalg.det(rotation(up, MIRRORED)) == pytest.approx(-1.0)
 
 
 @given(st.sampled_from(AXES), st.integers(0, 2**32 - 1))

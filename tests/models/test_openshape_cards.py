@@ -17,7 +17,7 @@ def published_state(encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "patches", "radius", "widths", "hidden", "up", "projected", "numbers"),
     [
-        ("openshape-pointbert-vitg14", (384, 64), 0.2, (64, 64, 256), 1536, "z", 1280, 32_326_851),
+        ("openshape-pointbert-vitg14", (384, 64), 0.2, (64, 64, 256), 1536, "z-mirrored", 1280, 32_326_851),
         ("openshape-pointbert-vitl14", (64, 256), 0.4, (64, 64, 128), 1024, "y", 768, 25_692_227),
         ("openshape-pointbert-vitb32", (64, 256), 0.4, (64, 64, 128), 1024, "y", None, 25_298_243),
     ],

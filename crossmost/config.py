@@ -85,12 +85,12 @@ class TrainConfig(BaseModel):
         2.0, gt=0, description="the ramp's end forgets a student within this many epochs"
     )
 
-    # Switches: the published value first, the repair second
+    # Switches: the published value first, the repair last
     point_target: Literal["mask-token", "token", "patch"] = "patch"
     image_divisor: Literal["sequence", "channels"] = "channels"
     alignment: Literal["instance", "pseudo-label"] = "pseudo-label"
     joint_label: Literal["winner", "average"] = "average"
-    center: Literal["none", "target"] = "target"
+    center: Literal["none", "mean", "balanced", "target"] = "target"
     anchor: Literal["none", "base"] = "base"
     threshold: Literal["fixed", "adaptive"] = "adaptive"
     teacher_views: Literal["one", "mean"] = "mean"

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmost.adaptation.centering import find_centers
+from crossmost.adaptation.centering import Way, find_centers
 from crossmost.adaptation.devices import autocast, choose_device, keep_freed_memory
 from crossmost.adaptation.diagnosis import (
     Projected,
@@ -79,6 +79,7 @@ class Progress:
     best_epoch: int = -1
     stopped: str | None = None  # why the run ended before its last epoch
     zero_shot_temperatures: tuple[float, float] | None = None  # where the first record's are not those
+    center: Way = "mean"  # how the first review places the centers, and all after it
 
 
 class Trainer:
@@ -225,7 +226,7 @@ class Trainer:
         """Look at the teacher without labels: set the dials, write the record, choose, notice collapse."""
         progress, config = self.progress, self.config
         projected = list(project(self.teacher, self._plain_batches(), self.device))
-        if config.center == "target":
+        if config.center != "none":
             if not progress.records:  # the base as it is, for comparisons with what becomes of it
                 self.labeler.refit(classified(self.teacher, projected))
                 progress.zero_shot_temperatures = self.labeler.temperatures
@@ -243,6 +244,7 @@ class Trainer:
             "watched/kept": targets.kept.double().mean().item(),
             "watched/agreement": agreement_rate(diagnosis),
             "selection_score": score(diagnosis, *posteriors, config.mode),
+            "center": progress.center if config.center != "none" else "none",
             "temperature/point": self.labeler.temperatures[0],
             "temperature/image": self.labeler.temperatures[1],
             "histogram": counts.tolist(),
@@ -275,12 +277,13 @@ class Trainer:
     @torch.no_grad()
     def _move_centers(self, projected: Sequence[Projected]) -> None:
         """Let both networks see the watched clouds about their center, at first with as sharp logits as without."""
-        trained = TRAINED.get(self.config.mode, ("point", "image"))
-        centers = find_centers(projected, trained)
+        progress, trained = self.progress, TRAINED.get(self.config.mode, ("point", "image"))
+        way = progress.center if progress.records else self.config.center
+        progress.center, centers = find_centers(self.teacher, projected, trained, way)
         if not centers:
             return
-        moved = {f"{branch}_center": center.mean for branch, center in centers.items()}
-        if not self.progress.records:
+        moved = {f"{branch}_center": center.place for branch, center in centers.items()}
+        if not progress.records:
             left = sum(center.left for center in centers.values()) / len(centers)
             moved["logit_scale"] = self.student.logit_scale + math.log(left)
             # A branch that is not trained has the temperature for what the common scale has lost.

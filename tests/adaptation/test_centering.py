@@ -1,12 +1,13 @@
 """Where a target lies: the mean of what each branch projects, and what it does to the answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from crossmost.adaptation.centering import center_of, find_centers
+from crossmost.adaptation.centering import Center, balanced_similarities, center_at, find_centers
 from crossmost.adaptation.diagnosis import Projected, classified, diagnose, project
 from crossmost.adaptation.trainer import MOVED, Trainer
 from crossmost.data.samples import PlainBatch, PointBatch, ViewBatch
@@ -50,28 +51,34 @@ def projected(student: Student, *batches: PlainBatch | None) -> list[Projected]:
     return list(project(student, batches, CPU))
 
 
+def mean_centers(student: Student, rows: list[Projected], *branches: str) -> dict[str, Center]:
+    way, found = find_centers(student, rows, branches, "mean")
+    assert way == "mean"
+    return found
+
+
 def test_the_centers_are_the_means_over_clouds_and_over_their_views(make_student: MakeStudent) -> None:
     student = make_student().eval()
     batches = [a_batch(3, 2, 1), a_batch(2, 2, 2)]
-    found = find_centers(projected(student, batches[0], None, batches[1]), ("point", "image"))
+    found = mean_centers(student, projected(student, batches[0], None, batches[1]), "point", "image")
     for branch, expected in slow_means(student, batches).items():
-        np.testing.assert_allclose(found[branch].mean.numpy(), expected, rtol=1e-4, atol=1e-4)
-        assert not found[branch].mean.requires_grad
+        np.testing.assert_allclose(found[branch].place.numpy(), expected, rtol=1e-4, atol=1e-4)
+        assert not found[branch].place.requires_grad
 
 
 def test_batches_with_other_numbers_of_views_go_together(make_student: MakeStudent) -> None:
     student = make_student().eval()
     batches = [a_batch(3, 1, 1), a_batch(2, 4, 2)]
-    found = find_centers(projected(student, *batches), ("image",))
+    found = mean_centers(student, projected(student, *batches), "image")
     expected = slow_means(student, batches)["image"]
-    np.testing.assert_allclose(found["image"].mean.numpy(), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["image"].place.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_only_what_is_asked_for_is_looked_at(make_student: MakeStudent) -> None:
     student = make_student().eval()
     without = projected(student, a_batch(3, 1, 1)._replace(views=None))
-    assert find_centers(without, ("point",)).keys() == {"point"}
-    assert find_centers(projected(student, a_batch(3, 1, 1)), ("image",)).keys() == {"image"}
+    assert mean_centers(student, without, "point").keys() == {"point"}
+    assert mean_centers(student, projected(student, a_batch(3, 1, 1)), "image").keys() == {"image"}
     with pytest.raises(WorkFailed, match="could be read"):
         projected(student, None)
 
@@ -79,15 +86,14 @@ def test_only_what_is_asked_for_is_looked_at(make_student: MakeStudent) -> None:
 def test_clouds_that_are_all_but_equal_have_no_center(make_student: MakeStudent) -> None:
     student, batch = make_student().eval(), a_batch(1, 1, 1)
     alone = projected(student, batch, batch, batch)
-    assert not find_centers(alone, ("point", "image"))
+    for way in ("mean", "balanced"):
+        assert find_centers(student, alone, ("point", "image"), way) == (way, {})
 
 
 def test_what_is_left_is_a_share_of_the_length() -> None:
     rows = torch.tensor([[3.0, 4.0], [3.0, -4.0]])
-    found = center_of(rows)
-    assert found.mean.tolist() == [3.0, 0.0]
-    assert found.left == pytest.approx(4 / 5)
-    assert center_of(rows[:1]).left == 0.0
+    assert center_at(rows, torch.tensor([3.0, 0.0])).left == pytest.approx(4 / 5)
+    assert center_at(rows[:1], rows[0]).left == 0.0
 
 
 @torch.no_grad()
@@ -114,7 +120,7 @@ def test_both_networks_and_the_anchor_move_and_only_where_trained(start: Callabl
         ("point-only", ["point"]),
         ("image-only", ["image"]),
     ):
-        trainer = start(mode=mode, epochs=1)
+        trainer = start(mode=mode, epochs=1, center="mean")
         trainer._review(epoch=-1)
         for branch in ("point", "image"):
             center = getattr(trainer.teacher, f"{branch}_center")
@@ -127,9 +133,10 @@ def test_both_networks_and_the_anchor_move_and_only_where_trained(start: Callabl
 
 
 def test_logits_are_as_sharp_about_the_center_as_before(start: Callable[..., Trainer]) -> None:
-    trainer = start(epochs=1)
+    trainer = start(epochs=1, center="mean")
     before = float(trainer.student.logit_scale.detach().exp())
-    found = find_centers(projected(trainer.teacher, *trainer._plain_batches()), ("point", "image"))
+    rows = projected(trainer.teacher, *trainer._plain_batches())
+    found = mean_centers(trainer.teacher, rows, "point", "image")
     trainer._review(epoch=-1)
     left = (found["point"].left + found["image"].left) / 2
     assert float(trainer.student.logit_scale.detach().exp()) == pytest.approx(before * left, rel=1e-4)
@@ -159,3 +166,133 @@ def test_diagnosing_is_projecting_and_classifying(make_student: MakeStudent) -> 
     whole, parts = diagnose(student, batches, CPU), classified(student, projected(student, *batches))
     assert torch.equal(whole.point, parts.point)
     assert torch.equal(whole.image, parts.image)
+
+
+def a_target(
+    student: Student, there: Sequence[int], shift: float, seed: int = 0
+) -> tuple[Projected, torch.Tensor]:
+    """Clouds of some classes, as a sensor that moves all of them the same way shows them to both branches."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.tensor(there)[torch.randint(len(there), (400,), generator=draw)]
+    names = student.class_weights().T
+    rows = {}
+    for branch in ("point", "image"):
+        moved = shift * names.T @ torch.randn(len(names), generator=draw) / len(names) ** 0.5
+        noise = 0.25 * torch.randn(len(labels), names.shape[1], generator=draw)
+        rows[branch] = 20 * (names[labels] + moved + noise)
+    return Projected(torch.arange(len(labels)), rows["point"], rows["image"], (1,) * len(labels)), labels
+
+
+@pytest.fixture
+def named(make_student: MakeStudent) -> Student:
+    """A student whose class embeddings are all as far from each other."""
+    student = make_student().eval()
+    with torch.no_grad():
+        student.classifier.copy_(torch.eye(*student.classifier.shape))
+    return student
+
+
+@torch.no_grad()
+def right_about(student: Student, target: Projected, labels: torch.Tensor, way: Any) -> tuple[str, float]:
+    """Which way was taken, and how often both branches together are right about its centers."""
+    taken, centers = find_centers(student, [target], ("point", "image"), way)
+    said = torch.zeros(len(labels), student.classifier.shape[1])
+    for branch in ("point", "image"):
+        place = centers[branch].place if centers else 0
+        said += (getattr(target, branch) - place) @ student.class_weights()
+    return taken, float((said.argmax(dim=1) == labels).float().mean())
+
+
+def slow_balanced(similarities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The mean over classes of what each class's clouds would be, one number at a time."""
+    classes = similarities.shape[1]
+    found, gaps = np.zeros(classes), {}
+    for k in range(classes):
+        inside = [row[k] for row, label in zip(similarities, labels, strict=True) if label == k]
+        outside = [row[k] for row, label in zip(similarities, labels, strict=True) if label != k]
+        found[k] = np.mean(outside)
+        if inside:
+            gaps[k] = np.mean(inside) - np.mean(outside)
+    return np.array([found[k] + gaps.get(k, np.mean(list(gaps.values()))) / classes for k in range(classes)])
+
+
+def test_a_balanced_center_is_what_equal_shares_would_have(named: Student) -> None:
+    target, labels = a_target(named, [0, 1, 1, 2], shift=0.0)
+    rows = [
+        getattr(target, branch).double() @ named.class_weights().double() for branch in ("point", "image")
+    ]
+    found = balanced_similarities([each.detach() for each in rows], [1.0, 1.0])
+    for similarities, balanced in zip(rows, found, strict=True):
+        expected = slow_balanced(similarities.detach().numpy(), labels.numpy())  # all are labelled rightly
+        np.testing.assert_allclose(balanced.numpy(), expected, rtol=1e-6)
+
+
+def test_where_every_class_has_its_share_the_balanced_center_is_the_mean() -> None:
+    similarities = torch.randn(10, 5, dtype=torch.float64) + 50 * torch.eye(5, dtype=torch.float64).repeat(
+        2, 1
+    )
+    (found,) = balanced_similarities([similarities], [1.0])
+    torch.testing.assert_close(found, similarities.mean(dim=0))
+
+
+def test_clouds_of_one_class_leave_the_mean() -> None:
+    similarities = torch.tensor([[5.0, 0.0], [6.0, 0.0], [5.5, 0.1]], dtype=torch.float64)
+    (found,) = balanced_similarities(
+        [similarities - similarities.mean(dim=0) + torch.tensor([9.0, 0.0])], [1.0]
+    )
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clouds_of_few_classes_are_named_about_the_balanced_center(named: Student, seed: int) -> None:
+    few = a_target(named, [0, 1], shift=1.0, seed=seed)
+    assert right_about(named, *few, "balanced")[1] > right_about(named, *few, "mean")[1]
+    taken, right = right_about(named, *few, "target")
+    assert taken == "balanced"
+    assert right > right_about(named, *few, "none")[1] - 0.01
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clouds_of_all_classes_are_named_about_the_mean(named: Student, seed: int) -> None:
+    every = a_target(named, range(named.classifier.shape[1]), shift=1.0, seed=seed)
+    taken, right = right_about(named, *every, "target")
+    assert (taken, right) == right_about(named, *every, "mean")
+    assert right > right_about(named, *every, "none")[1]
+
+
+def test_where_the_branches_agree_as_they_are_nothing_is_subtracted(named: Student) -> None:
+    few = a_target(named, [3], shift=0.0)
+    assert right_about(named, *few, "target") == ("none", 1.0)
+
+
+def test_a_branch_alone_takes_the_mean(named: Student) -> None:
+    target, _ = a_target(named, [0, 1], shift=1.0)
+    alone = target._replace(image=None, counts=())
+    assert find_centers(named, [alone], ("point",), "target")[0] == "mean"
+    assert find_centers(named, [alone], ("point",), "balanced")[0] == "balanced"
+
+
+def test_more_names_than_numbers_have_a_balanced_center(make_student: MakeStudent) -> None:
+    student = make_student().eval()
+    names = torch.nn.functional.normalize(torch.randn(student.dim, 3 * student.dim), dim=0)
+    student.classifier = torch.nn.Parameter(names)
+    target, _ = a_target(student, [0, 1, 2], shift=0.5)
+    _, found = find_centers(student, [target], ("point", "image"), "balanced")
+    for branch, center in found.items():
+        rows = getattr(target, branch)
+        assert center.place.norm() < 3 * rows.norm(dim=1).mean()
+
+
+def test_the_first_review_decides_for_all(
+    start: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(epochs=1, center="target")
+    monkeypatch.setattr("crossmost.adaptation.centering.choose", lambda *_: "balanced")
+    trainer._review(epoch=-1)
+    monkeypatch.setattr("crossmost.adaptation.centering.choose", lambda *_: pytest.fail("asked again"))
+    before = trainer.teacher.point_center.clone()
+    with torch.no_grad():
+        trainer.teacher.point_projection.mul_(2.0)
+    trainer._review(epoch=0)
+    assert [record["center"] for record in trainer.progress.records] == ["balanced", "balanced"]
+    assert not torch.equal(trainer.teacher.point_center, before)

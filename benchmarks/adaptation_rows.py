@@ -67,10 +67,8 @@ WITHOUT = tuple(
     if repair not in READ_OUTS
 )
 """The crossmost recipe less one of its repairs: no rivals of it."""
-WAYS = tuple(
-    Row(f"joint-center-{way}", f"joint-center-{way}", {"center": way}) for way in ("mean", "balanced")
-)
-"""The crossmost recipe about one center, whatever the branches speak for: no rivals of it."""
+BALANCED = Row("joint-center-balanced", "joint-center-balanced", {"center": "balanced"})
+"""The crossmost recipe about the balanced center, whatever the branches speak for: no rival of it."""
 REPAIRS = tuple(repair_row(repair, options) for repair, options in repairs().items())
 READ_FROM_TEACHER = tuple(
     Row(f"{row.name}+exported", row.training, row.options | {"exported": "teacher"})
@@ -78,12 +76,13 @@ READ_FROM_TEACHER = tuple(
     if row.name in ("repair-center", "repair-anchor")
 )
 """Repairs that act on the teacher, which the reference recipe does not export."""
-ROWS = {row.name: row for row in (*MAIN, *WITHOUT, *WAYS, *REPAIRS, *READ_FROM_TEACHER)}
+ROWS = {row.name: row for row in (*MAIN, *WITHOUT, BALANCED, *REPAIRS, *READ_FROM_TEACHER)}
 ZERO_SHOT = "zero-shot"
 TITLES = {ZERO_SHOT: ZERO_SHOT} | {row.name: row.name for row in MAIN}
 TITLES |= {"centered": "zero-shot about the center, untrained"}
 TITLES |= {"joint": "joint (crossmost recipe)", REFERENCE: "joint (reference recipe)"}
-TITLES |= {row.name: row.name.replace("-", " ") for row in (*WITHOUT, *WAYS)}
+TITLES |= {BALANCED.name: "joint about the balanced center"}
+TITLES |= {row.name: row.name.replace("-", " ") for row in WITHOUT}
 
 
 def answering(row: str) -> tuple[str, ...]:

@@ -60,8 +60,9 @@ def moments(base: Student, adapted: Student, clouds: CloudDataset, views: int) -
     """Logits of the base, of the base about its center, and of what training made of it."""
     projected = list(project(base, looks(base, clouds, views), CPU))
     found = {"zero-shot": classified(base, projected)}
-    for branch, center in find_centers(projected, ("point", "image")).items():
-        getattr(base, f"{branch}_center").copy_(center.mean)
+    _, centers = find_centers(base, projected, ("point", "image"), "mean")
+    for branch, center in centers.items():
+        getattr(base, f"{branch}_center").copy_(center.place)
     found["centered"] = classified(base, projected)
     found["joint"] = diagnose(adapted, looks(adapted, clouds, views), CPU)
     return found

@@ -1,4 +1,4 @@
-"""What subtracting the mean costs where a target holds few of the classes that the vocabulary names, and what tells.
+"""What a center costs or brings where a target holds few of the classes that the vocabulary names.
 
     python benchmarks/few_classes.py --data DATA --work WORK [--quick] [--tables-only]
 
@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,22 +24,18 @@ import arguments as common
 from adaptation import QUICK_PAIR, QUICK_WORK, base_of, machine, make_base
 from baseline_features import BRANCHES, Frozen, frozen_features
 from pairs import PAIRS, prepare
+from summaries import table as markdown
 from tables import write_between
 
-from crossmost.adaptation.centering import center_of
-from crossmost.models.student import unit
+from crossmost.adaptation.centering import Seen, Way, place_centers
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "few_classes"
 DRAWS = 10
-WAYS = ("zero-shot", "centered")
-TITLES = {"point": "points", "image": "images", "agree": "branches agree"}
-AGREEMENT = (
-    ("less often, or as often", -1.0, 0.0),
-    ("up to 5 points more often", 0.0, 0.05),
-    ("more than that", 0.05, 1.0),
-)
-"""Ranges of the change of agreement: above the first bound, up to the second."""
+WAYS: tuple[Way | Literal["target"], ...] = ("none", "mean", "balanced", "target")
+"""No center, which is zero-shot, the two there are, and the one of them that the branches speak for."""
+TITLES = {"none": "zero-shot", "mean": "mean", "balanced": "balanced", "target": "chosen"}
+MEASURES = {"point": "points", "image": "images"}
 
 
 def numbers_of_classes(classes: int) -> list[int]:
@@ -48,7 +44,7 @@ def numbers_of_classes(classes: int) -> list[int]:
 
 
 def measure(frozen: Frozen, seed: int, draws: int) -> dict[str, Any]:
-    """What the base and the base about the center say of the target's own clouds, by the number of classes there.
+    """What the base says of the target's own clouds about each center, by the number of classes there.
 
     The classes that are there are drawn; the vocabulary keeps all names, and the clouds are the training split's.
     """
@@ -63,18 +59,20 @@ def measure(frozen: Frozen, seed: int, draws: int) -> dict[str, Any]:
     return found
 
 
-def look(frozen: Frozen, index: NDArray[np.int64], way: str) -> dict[str, float]:
-    """The share of clouds that each branch names rightly, and on which both name the same class."""
-    theta = torch.from_numpy(frozen.vocabulary.embeddings)
+def look(frozen: Frozen, index: NDArray[np.int64], way: Way | Literal["target"]) -> dict[str, Any]:
+    """The way that was taken, and the share of clouds that each branch names rightly."""
+    theta = torch.from_numpy(frozen.vocabulary.embeddings).double().T
     labels = torch.from_numpy(frozen.train.labels[index])
-    said = {}
+    seen = {}
     for branch in BRANCHES:
         rows = torch.from_numpy(frozen.train.unit(branch)[index])
-        said[branch] = ((unit(rows - center_of(rows).mean) if way == "centered" else rows) @ theta.T).argmax(
-            dim=1
-        )
-    shares = {branch: float((answer == labels).float().mean()) for branch, answer in said.items()}
-    return {**shares, "agree": float((said["point"] == said["image"]).float().mean())}
+        seen[branch] = Seen(rows, rows.double() @ theta, frozen.vocabulary.logit_scale)
+    taken, centers = place_centers(seen, theta, way)
+    found: dict[str, Any] = {"way": taken}
+    for branch, of in seen.items():
+        rows = of.rows - centers[branch].place if branch in centers else of.rows
+        found[branch] = float(((rows.double() @ theta).argmax(dim=1) == labels).float().mean())
+    return found
 
 
 def measure_missing(
@@ -98,55 +96,55 @@ def measure_missing(
 
 
 def table(results: Path) -> str:
-    """A line for each pair and number of classes, means over seeds and draws; then what the agreement told."""
+    """A line for each pair and number of classes, means over seeds and draws; then the draws, centered or not."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
     if not found:
         return ""
-    head = [
-        "pair",
-        "classes there",
-        *(f"{TITLES[figure]}: zero-shot | centered" for figure in TITLES),
-        "seeds",
-    ]
-    lines = [f"| {' | '.join(head)} |", "|---" * (len(head) + len(TITLES)) + "|"]
+    head = ["pair", "classes there"]
+    head += [f"{title}: {TITLES[way]}" for title in MEASURES.values() for way in WAYS]
+    head += ["chosen: none, mean, balanced", "seeds"]
+    rows = []
     for pair in PAIRS:
         of_pair = [each for each in found if each["pair"] == pair]
         for count in of_pair[0]["present"] if of_pair else ():
             looks = {way: [one for each in of_pair for one in each["present"][count][way]] for way in WAYS}
-            cells = [
-                f"{100 * statistics.mean(one[figure] for one in looks[way]):.1f}"
-                for figure in TITLES
+            row = [pair, f"{count} of {of_pair[0]['classes']}"]
+            row += [
+                f"{100 * statistics.mean(one[measure] for one in looks[way]):.1f}"
+                for measure in MEASURES
                 for way in WAYS
             ]
-            lines.append(
-                f"| {pair} | {count} of {of_pair[0]['classes']} | {' | '.join(cells)} | {len(of_pair)} |"
-            )
-    return "\n".join(
-        [f"Training split of the target; {found[0]['machine']}", "", *lines, "", *agreement_lines(found)]
-    )
+            taken = [one["way"] for one in looks["target"]]
+            row += [
+                ", ".join(str(taken.count(way)) for way in ("none", "mean", "balanced")),
+                str(len(of_pair)),
+            ]
+            rows.append(row)
+    source = f"Training split of the target; {found[0]['machine']}"
+    return "\n".join([source, "", *markdown(head, rows), "", *markdown(*changes(found))])
 
 
-def agreement_lines(found: list[dict[str, Any]]) -> list[str]:
-    """What the center did to accuracy, by what it did to the agreement of the branches: a line for each range."""
-    changes = np.array(
-        [
-            (one["agree"] - zero["agree"], (one["point"] + one["image"] - zero["point"] - zero["image"]) / 2)
-            for each in found
-            for looks in each["present"].values()
-            for zero, one in zip(*(looks[way] for way in WAYS), strict=True)
-        ]
-    )
-    lines = [
-        "| the branches agree, centered | accuracy, mean of the branches | worst draw | draws that gain | draws |",
-        "|---|---|---|---|---|",
-    ]
-    for title, low, high in AGREEMENT:
-        gained = 100 * changes[(changes[:, 0] > low) & (changes[:, 0] <= high), 1]
-        if len(gained):
-            lines.append(
-                f"| {title} | {gained.mean():+.1f} | {gained.min():+.1f} | {np.mean(gained > 0):.0%} | {len(gained)} |"
+def changes(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """What each center does to the accuracy of zero-shot, mean of the branches, over all pairs, seeds and draws."""
+    head = ["classes there", "center", "mean change", "worst draw", "draws that lose", "draws"]
+    rows = []
+    for share in ("all", "some", "one"):
+        for way in WAYS[1:]:
+            gained = np.array(
+                [
+                    100 * sum(one[measure] - zero[measure] for measure in MEASURES) / len(MEASURES)
+                    for each in found
+                    for count, looks in each["present"].items()
+                    if share
+                    == ("all" if int(count) == each["classes"] else "one" if count == "1" else "some")
+                    for zero, one in zip(looks["none"], looks[way], strict=True)
+                ]
             )
-    return lines
+            lost = f"{np.mean(gained < 0):.0%}"
+            rows.append(
+                [share, TITLES[way], f"{gained.mean():+.1f}", f"{gained.min():+.1f}", lost, str(len(gained))]
+            )
+    return head, rows
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,22 +27,24 @@ def shifted_target(classes: int = 4, each: int = 30) -> Frozen:
     return Frozen(Vocabulary.create(tuple("abcd"), theta, logit_scale=20.0), split, split)
 
 
-def mean(looks: list[dict[str, float]], figure: str) -> float:
+def mean(looks: list[dict[str, Any]], figure: str) -> float:
     return float(np.mean([one[figure] for one in looks]))
 
 
-def test_the_center_helps_where_all_classes_are_there_and_not_where_one_is() -> None:
+def test_the_mean_helps_where_all_classes_are_there_and_the_balanced_center_where_two_are() -> None:
     found = few_classes.measure(shifted_target(), seed=0, draws=6)
     assert list(found) == ["4", "2", "1"]
     for branch in ("point", "image"):
-        assert mean(found["4"]["zero-shot"], branch) < 0.5
-        assert mean(found["4"]["centered"], branch) > 0.95
-        assert mean(found["1"]["centered"], branch) < 0.7  # what is left of one class is noise
-    assert len(found["2"]["centered"]) == 6
-    assert mean(found["1"]["centered"], "agree") == 1.0  # the branches of these clouds are the same
+        assert mean(found["4"]["none"], branch) < 0.5
+        assert mean(found["4"]["mean"], branch) > 0.95
+        assert mean(found["1"]["mean"], branch) < 0.7  # what is left of one class is noise
+        assert mean(found["2"]["balanced"], branch) >= mean(found["2"]["mean"], branch)
+    assert len(found["2"]["mean"]) == 6
+    for way in ("none", "mean", "balanced"):
+        assert {one["way"] for looks in found.values() for one in looks[way]} == {way}
 
 
-def test_the_table_has_a_line_for_each_number_of_classes(tmp_path: Path) -> None:
+def test_the_table_has_a_line_for_each_number_of_classes_and_counts_the_draws(tmp_path: Path) -> None:
     assert few_classes.table(tmp_path) == ""
     for seed in (0, 1):
         row = {"pair": "p3", "seed": seed, "classes": 4, "machine": "a computer"}
@@ -51,18 +54,29 @@ def test_the_table_has_a_line_for_each_number_of_classes(tmp_path: Path) -> None
     assert lines[0].endswith("a computer")
     assert [line.split("|")[2].strip() for line in lines[4:7]] == ["4 of 4", "2 of 4", "1 of 4"]
     assert all(line.rstrip().endswith("| 2 |") for line in lines[4:7])
-    assert {line.count("|") for line in lines[2:7]} == {10}
+    assert {line.count("|") for line in lines[2:7]} == {13}
+    assert [line.split("|")[6].strip() for line in lines[10:]] == [
+        "2",
+        "2",
+        "2",
+        "4",
+        "4",
+        "4",
+        "4",
+        "4",
+        "4",
+    ]
 
 
-def test_draws_are_counted_by_how_the_agreement_changed() -> None:
-    def look(right: float, agree: float) -> dict[str, float]:
-        return {"point": right, "image": right, "agree": agree}
+def test_draws_are_counted_by_what_the_center_did() -> None:
+    def look(right: float) -> dict[str, float]:
+        return {"point": right, "image": right}
 
-    zero = [look(0.5, 0.5)] * 4
-    centered = [look(0.3, 0.4), look(0.4, 0.5), look(0.6, 0.54), look(0.9, 0.8)]
-    lines = few_classes.agreement_lines([{"present": {"2": {"zero-shot": zero, "centered": centered}}}])
-    assert [line.split("|")[2:6] for line in lines[2:]] == [
-        [" -15.0 ", " -20.0 ", " 0% ", " 2 "],
-        [" +10.0 ", " +10.0 ", " 100% ", " 1 "],
-        [" +40.0 ", " +40.0 ", " 100% ", " 1 "],
+    looks = {"none": [look(0.5)] * 4, "mean": [look(0.3), look(0.4), look(0.6), look(0.9)]}
+    looks |= {"balanced": [look(0.6)] * 4, "target": [look(0.5)] * 4}
+    _, rows = few_classes.changes([{"classes": 4, "present": dict.fromkeys(("4", "2", "1"), looks)}])
+    assert rows[3:6] == [
+        ["some", "mean", "+5.0", "-20.0", "50%", "4"],
+        ["some", "balanced", "+10.0", "+10.0", "0%", "4"],
+        ["some", "chosen", "+0.0", "+0.0", "0%", "4"],
     ]

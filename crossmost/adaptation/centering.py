@@ -70,15 +70,26 @@ def find_centers(
     Returns:
         The way, chosen if it was "target", and the centers by branch; without those whose clouds are all but equal.
     """
-    seen = {branch: _seen(model, projected, branch) for branch in branches}
-    means = {branch: of.rows.mean(dim=0) for branch, of in seen.items()}
-    places = means
+    return place_centers({branch: _seen(model, projected, branch) for branch in branches}, _theta(model), way)
+
+
+def place_centers(
+    seen: Mapping[str, Seen], theta: Tensor, way: Way | Literal["target"]
+) -> tuple[Way, dict[str, Center]]:
+    """The centers of what branches see; see `find_centers`.
+
+    Args:
+        seen: by branch.
+        theta: (D, C) float64, the classes.
+        way: see above.
+    """
+    places = means = {branch: of.rows.mean(dim=0) for branch, of in seen.items()}
     if way in ("balanced", "target"):
-        theta = model.class_weights().double().cpu()
         balanced = _balanced_places(seen, means, theta)
         if way == "target":
             way = choose(seen, {"mean": means, "balanced": balanced}, theta)
-        places = balanced if way == "balanced" else means
+        if way == "balanced":
+            places = balanced
     if way == "none":
         return way, {}
     found = {branch: center_at(seen[branch].rows, place) for branch, place in places.items()}
@@ -165,12 +176,17 @@ def _balanced_places(
 def _seen(model: Student, projected: Sequence[Projected], branch: str) -> Seen:
     """What a branch sees, about zero."""
     rows = torch.cat([getattr(batch, branch) for batch in projected])
-    similarities = rows.double().cpu() @ model.class_weights().double().cpu()
+    similarities = rows.double().cpu() @ _theta(model)
     if branch == "image":
         counts = [count for batch in projected for count in batch.counts]
         similarities = torch.stack([own.mean(dim=0) for own in similarities.split(counts)])
     length = (rows - getattr(model, f"{branch}_center")).norm(dim=1).mean().clamp(min=SMALLEST_LENGTH)
     return Seen(rows, similarities, float(model.logit_scale.exp() / length))
+
+
+def _theta(model: Student) -> Tensor:
+    """The classes, (D, C) float64 on the CPU."""
+    return model.class_weights().double().cpu()
 
 
 def _similarity(place: Tensor, theta: Tensor) -> Tensor:

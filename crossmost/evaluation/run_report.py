@@ -18,6 +18,11 @@ from crossmost.evaluation.evaluate import Evaluation, pseudo_label_accuracy
 from crossmost.evaluation.report import MOST_EXAMPLES, Example, ReportData, write_report
 
 EXAMPLE_SIZE = 112
+CENTERS = {
+    "none": "none is subtracted",
+    "mean": "the mean of the clouds",
+    "balanced": "balanced, as if every class were as frequent",
+}
 
 
 def write_run_report(
@@ -70,7 +75,7 @@ def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> l
     made = read_provenance(run.folder)
     records = read_records(run.folder)
     chosen = records[-1]["chosen_epoch"]
-    return [
+    rows = [
         ("Evaluated on", f"{clouds.name}, split {evaluation.split}, {len(evaluation.index)} clouds"),
         ("Trained on", f"{made['data']}, split {made['split']}, {made['clouds']} clouds, without labels"),
         ("Base", f"{made['base']} (sha256 {made['base_sha256'][:12]})"),
@@ -81,8 +86,11 @@ def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> l
             "Checkpoint",
             f"{run.config.exported} of epoch {chosen + 1} of {len(records) - 1}, chosen without labels",
         ),
-        ("crossmost", made["crossmost"]),
     ]
+    if center := records[-1].get("center"):  # runs of older versions did not note it
+        by = "chosen without labels: " if run.config.center == "target" else ""
+        rows.append(("Center", f"{by}{CENTERS[center]}"))
+    return [*rows, ("crossmost", made["crossmost"])]
 
 
 def encoder_row(architecture: Architecture) -> str:

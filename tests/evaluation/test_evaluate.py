@@ -206,6 +206,20 @@ class TestRunReport:
         assert "held-out" in text
         assert "shapes, split all, 24 clouds, without labels" in text
 
+    def test_the_center_is_named_where_the_run_noted_it(self, run: Run, shapes: CloudDataset) -> None:
+        evaluation = evaluate_run(run, shapes, device="cpu")
+        records = [
+            json.loads(line) for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()
+        ]
+        for center, said in (
+            ("balanced", "chosen without labels: balanced, as if every class were as frequent"),
+            (None, None),  # of an older version
+        ):
+            lines = [json.dumps({**record, "center": center}) for record in records]
+            (run.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+            text = write_run_report(run, evaluation, shapes, shapes).read_text("utf-8")
+            assert (said in text) if said else ("Center" not in text)
+
     def test_skipped_files_and_a_stop_are_warned_of(self, run: Run, damaged: CloudDataset) -> None:
         lines = (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()
         last = json.loads(lines[-1]) | {"stopped": "the pseudo-labels have collapsed"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class PretrainConfig(BaseModel):
     warmup_epochs: float = Field(1.0, ge=0)
     temperature: float = Field(0.07, gt=0, description="at the start; learned, never below 0.01")
     device: str = "auto"
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     workers: int = Field(0, ge=0)
 
 
@@ -133,22 +133,26 @@ def aligned(first: Tensor, second: Tensor, scale: Tensor, caption: Tensor) -> Te
 
 
 def objective(
-    model: DualEncoder, batch: CaptionedBatch, texts: Tensor, *, train_image: bool
+    model: DualEncoder, batch: CaptionedBatch, texts: Tensor, *, train_image: bool, precision: str = "float32"
 ) -> dict[str, Tensor]:
     """The terms of the loss: cloud to text, cloud to image, and image to text where the tower is trained.
+
+    Logits are float32 whatever the precision of the networks: at a scale of 100 steps of bfloat16 are half a logit.
 
     Args:
         model: in training mode.
         batch: on the model's device.
         texts: (M, D) unit rows, the embeddings of all captions.
         train_image: whether the image tower learns.
+        precision: of the networks.
     """
     card = model.point_encoder.card
     points, sizes = batch.points
     groups = cut(points, card, sizes)
-    point = model.embed_point(model.point_features(groups))
-    with torch.set_grad_enabled(train_image):
-        image = model.embed_image(model.image_features(batch.images))
+    with autocast(texts.device, precision):
+        point = model.embed_point(model.point_features(groups)).float()
+        with torch.set_grad_enabled(train_image):
+            image = model.embed_image(model.image_features(batch.images)).float()
     scale = model.logit_scale.exp()
     terms = {
         "text": functional.cross_entropy(scale * point @ texts.T, batch.caption),
@@ -203,8 +207,9 @@ def pretrain(
             for parameters in optimizer.param_groups:
                 parameters["lr"] = config.learning_rate * _schedule(done, steps_per_epoch, config)
             torch.manual_seed(config.seed * 1_000_003 + done)  # stochastic depth
-            with autocast(device, config.precision):
-                terms = objective(model, _to(batch, device), table, train_image=train_image)
+            terms = objective(
+                model, _to(batch, device), table, train_image=train_image, precision=config.precision
+            )
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -20,6 +20,8 @@ from crossmost.evaluation.metrics import BranchMetrics, both_branches, branch_me
 from crossmost.models.student import Student
 
 BRANCHES = ("point", "image", "both")
+MOST_TOGETHER = 64
+"""Clouds in a batch; fewer where the run trained with fewer, because the memory allows no more."""
 Posteriors = dict[str, NDArray[np.float64]]  # branch -> (n, C), of the branches there are
 
 
@@ -70,6 +72,7 @@ def posteriors(
     temperatures: tuple[float, float],
     *,
     views: int,
+    batch_size: int,
     device: str,
     workers: int,
 ) -> tuple[NDArray[np.int64], Posteriors]:
@@ -80,6 +83,7 @@ def posteriors(
         clouds: prepared for the model's card.
         temperatures: of the point and the image branch.
         views: rendered around a cloud that brings none.
+        batch_size: clouds in a batch.
         device: name.
         workers: processes that read.
 
@@ -88,7 +92,7 @@ def posteriors(
     """
     place = choose_device(device)
     samples = PlainSamples(clouds, image_size=model.image_size, views=views)
-    diagnosis = diagnose(model.to(place), plain_batches(samples, 64, workers), place)
+    diagnosis = diagnose(model.to(place), plain_batches(samples, batch_size, workers), place)
     point = softmax(diagnosis.point.numpy() / temperatures[0])
     if diagnosis.image is None:
         return diagnosis.indices.numpy(), {"point": point}
@@ -110,7 +114,8 @@ def evaluate_run(run: Run, clouds: CloudDataset, *, device: str = "auto", worker
     """
     labels = None if clouds.labels is None else clouds.label_indices(run.vocabulary.names)
     clouds.probe()
-    options = {"views": run.config.views, "device": device, "workers": workers}
+    together = min(MOST_TOGETHER, run.config.batch_size)
+    options = {"views": run.config.views, "batch_size": together, "device": device, "workers": workers}
     index, before = posteriors(run.zero_shot, clouds, run.temperatures["zero_shot"], **options)  # type: ignore[arg-type]
     _, after = posteriors(run.adapted, clouds, run.temperatures["adapted"], **options)  # type: ignore[arg-type]
     return Evaluation(

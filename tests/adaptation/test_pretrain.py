@@ -28,7 +28,7 @@ from crossmost.adaptation.pretrain import (
 from crossmost.checkpoints.base import Architecture
 from crossmost.data.dataset import CloudDataset
 from crossmost.models.clip import import_open_clip
-from crossmost.models.grouping import group
+from crossmost.models.grouping import cut, group
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.student import DualEncoder
 from crossmost.runtime.vocabulary import Vocabulary
@@ -134,6 +134,25 @@ def test_clouds_are_cut_as_the_card_says(run: Pretrain, shapes: CloudDataset) ->
         groups = group(points, card.groups, card.neighbors, sizes, radius=0.3)
         logits = model.logit_scale.exp() * model.embed_point(model.point_features(groups)) @ texts.T
     assert float(found) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch.caption)))
+
+
+def test_logits_keep_their_precision_where_the_networks_do_not(run: Pretrain, shapes: CloudDataset) -> None:
+    model, _ = run(epochs=1)
+    samples = CaptionedSamples(
+        shapes, np.arange(24), seed=0, image_size=model.images().size, least=model.point_encoder.card.least
+    )
+    batch, texts = collate([samples[0, index] for index in range(4)]), unit_rows(24, 16, 0)  # type: ignore[misc]
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(100))
+        found = objective(model, batch, texts, train_image=False, precision="bfloat16")
+        with torch.autocast("cpu", torch.bfloat16):
+            groups = cut(batch.points.points, model.point_encoder.card, batch.points.sizes)
+            point = model.embed_point(model.point_features(groups))
+        logits = 100 * point.float() @ texts.T
+    assert found["text"].dtype == torch.float32
+    assert float(found["text"]) == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, batch.caption)), rel=1e-5
+    )
 
 
 def test_the_base_is_on_the_cpu_ready_for_use(run: Pretrain) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from crossmost.adaptation.diagnosis import Diagnosis, diagnose
 from crossmost.adaptation.run import train
 from crossmost.checkpoints.run import Run, load_run
 from crossmost.config import TrainConfig
 from crossmost.data.dataset import CloudDataset, open_dataset
+from crossmost.data.samples import PlainBatch
 from crossmost.errors import InputError
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run, pseudo_label_accuracy
 from crossmost.evaluation.run_report import write_run_report
+from crossmost.models.student import Student
 from crossmost.runtime.vocabulary import Vocabulary
 
 BRANCHES = ("point", "image", "both")
@@ -172,6 +176,24 @@ class TestPseudoLabelAccuracy:
         found = pseudo_label_accuracy(tmp_path / "run", damaged, tiny_vocabulary.names)
         assert list(found) == [-1, 0]
         assert all(0.25 < value <= 1 for value in found.values())
+
+
+def test_batches_are_no_larger_than_those_it_trained_with(
+    run: Run, shapes: CloudDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def diagnosed(model: Student, batches: Iterable[PlainBatch], device: torch.device) -> Diagnosis:
+        seen = list(batches)
+        sizes.extend(len(batch.indices) for batch in seen)
+        return diagnose(model, seen, device)
+
+    monkeypatch.setattr("crossmost.evaluation.evaluate.diagnose", diagnosed)
+    few = replace(run, config=run.config.model_copy(update={"batch_size": 5}))
+    found, expected = evaluate_run(few, shapes, device="cpu"), evaluate_run(run, shapes, device="cpu")
+    assert sizes[:5] == [5, 5, 5, 5, 4]
+    for branch in BRANCHES:
+        np.testing.assert_allclose(found.after[branch], expected.after[branch], atol=1e-5)
 
 
 class TestRunReport:

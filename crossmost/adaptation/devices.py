@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from crossmost.errors import InputError
+from crossmost.runtime.cuda_driver import probe_cuda
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,6 +27,20 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def idle_gpu(name: str) -> str | None:
+    """One line where "auto" means the CPU though the machine has an NVIDIA GPU, which this torch cannot use."""
+    if name != "auto" or torch.cuda.is_available():
+        return None
+    driver = probe_cuda()
+    if not driver.gpus:
+        return None
+    built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs"
+    return (
+        f"{driver.gpus[0]} stays unused: this torch {built}, and the driver runs CUDA up to {driver.version}; "
+        "install the build of torch that fits"
+    )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from crossmost.errors import InputError, WorkFailed
 from crossmost.zoo_models import HubFile, Model, PageFile, find, list_models
+
+if TYPE_CHECKING:
+    from crossmost.checkpoints.base import Architecture
 
 __all__ = ["Model", "base_path", "download_path", "facts", "fetch", "find", "list_models", "resolve"]
 
@@ -65,7 +69,8 @@ def resolve(base: Path, say: Say = lambda _: None) -> Path:
 def fetch(name: str, say: Say = lambda _: None) -> Path:
     """The base of a public encoder: the one in the cache, or made from the published file, once.
 
-    Processes that want the same one at the same time wait for the first.
+    It is made anew where card, entry or converter have changed since. Processes that want the same one at the same time
+    wait for the first.
 
     Args:
         name: of the encoder.
@@ -77,18 +82,65 @@ def fetch(name: str, say: Say = lambda _: None) -> Path:
     """
     model = find(name)
     base = base_path(name)
-    if base.is_file():
+    if _is_current(model, base):
         return base
     with _alone(base):
-        if base.is_file():
+        if _is_current(model, base):
             return base
+        if base.is_file():
+            say(f"{base} is not as this version of crossmost makes it: making it anew")
         checkpoint = _placed(model) or _download(model, say)
         _check(model, checkpoint)
-        from crossmost.checkpoints.convert import convert_checkpoint
-
         say(f"converting {checkpoint}")
-        convert_checkpoint(checkpoint, base, name=name)
+        _convert(model, checkpoint, base)
     return base
+
+
+def _is_current(model: Model, base: Path) -> bool:
+    """Whether a base is there, and is what would be made of the published file now."""
+    if not base.is_file():
+        return False
+    from crossmost.checkpoints.base import FORMAT, read_architecture
+    from crossmost.checkpoints.conversion import VERSION
+    from crossmost.checkpoints.store import load_metadata
+
+    try:
+        metadata = load_metadata(base)
+        architecture = read_architecture(metadata, base, FORMAT)
+    except InputError:  # damaged, or of another format
+        return False
+    return _is_of(model, architecture) and metadata.get("converter") == VERSION
+
+
+def _is_of(model: Model, architecture: Architecture) -> bool:
+    return (architecture.point, architecture.dim, architecture.text) == (model.card, model.dim, model.text)
+
+
+def _convert(model: Model, checkpoint: Path, base: Path) -> None:
+    """Make the base, and put it into its place if it is the encoder's.
+
+    Raises:
+        InputError: the file is of another encoder, or of none.
+        WorkFailed: the base cannot be written.
+    """
+    from crossmost.checkpoints.atomic import failing_as_work
+    from crossmost.checkpoints.convert import convert_checkpoint
+    from crossmost.checkpoints.layouts import LAYOUTS
+
+    # No name is forced: the file says what it is, and its own layout comes first where it fits several.
+    layouts = sorted(LAYOUTS, key=lambda layout: layout.card.name != model.name)
+    with (
+        failing_as_work(f"cannot write to {base.parent}", "set CROSSMOST_CACHE to another folder"),
+        TemporaryDirectory(dir=base.parent, prefix=f".{base.stem}.") as folder,
+    ):
+        made = convert_checkpoint(checkpoint, Path(folder) / base.name, layouts=layouts)
+        if not _is_of(model, made.architecture):
+            point, _, dim, text = made.architecture
+            raise InputError(
+                f"{checkpoint}: expected the weights of {model.name} ({model.dim} numbers, aligned with {model.text}), "
+                f"found those of {made.title} ({point.name}: {dim} numbers, aligned with {text}): {_by_hand(model)}"
+            )
+        made.out.replace(base)
 
 
 def base_path(name: str) -> Path:

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -25,9 +25,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from typer.testing import CliRunner
 
 from crossmost import zoo
-from crossmost.checkpoints import convert
-from crossmost.checkpoints.base import load_base
+from crossmost.checkpoints import conversion, convert
+from crossmost.checkpoints.base import FORMAT, Architecture, describe, load_architecture, load_base
+from crossmost.checkpoints.layout import Layout
 from crossmost.checkpoints.layouts import LAYOUTS
+from crossmost.checkpoints.store import load_metadata, save_weights
 from crossmost.cli import app
 from crossmost.errors import InputError, WorkFailed
 from crossmost.models.architectures import build_point_encoder
@@ -86,16 +88,30 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]
 
 @pytest.fixture
 def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A converter that copies, slowly; gives what it was given."""
+    """A converter that takes a file for the first layout's and makes no weights, slowly; gives what it was given."""
     given: list[Path] = []
 
-    def copy(checkpoint: Path, out: Path, *, name: str) -> None:
+    def make(checkpoint: Path, out: Path, *, layouts: Sequence[Layout]) -> SimpleNamespace:
         given.append(checkpoint)
         time.sleep(0.05)
-        out.write_text(f"{name} from {checkpoint.read_text('utf-8')}")
+        first = layouts[0]
+        architecture = Architecture(first.card, None, first.dim, first.text)
+        write_base(out, architecture, made=f"{first.card.name} from {checkpoint.read_text('utf-8')}")
+        return SimpleNamespace(architecture=architecture, title=first.title, out=out)
 
-    monkeypatch.setattr(convert, "convert_checkpoint", copy)
+    monkeypatch.setattr(convert, "convert_checkpoint", make)
     return given
+
+
+def write_base(path: Path, architecture: Architecture, **notes: str) -> None:
+    """A base without weights."""
+    made = {"format": FORMAT, **describe(architecture), "converter": conversion.VERSION, **notes}
+    save_weights(path, {}, made)
+
+
+def made_of(base: Path) -> str:
+    """What a base of `conversions` was made of."""
+    return load_metadata(base)["made"]
 
 
 def no_network(*_: object, **__: object) -> str:
@@ -202,7 +218,7 @@ def test_a_name_is_fetched_and_converted_once(hub: list[Any], conversions: list[
     said: list[str] = []
     base = zoo.resolve(Path(model.name), said.append)
     assert base == cache / "bases" / "ulip2-pointbert.safetensors"
-    assert base.read_text("utf-8") == f"ulip2-pointbert from {model.file.path}"
+    assert made_of(base) == f"ulip2-pointbert from {model.file.path}"
     assert hub == [("SFXX/ulip", model.file.path, "dataset", "main")]
     assert model.file.url in said[0]
     assert zoo.fetch(model.name) == base
@@ -243,7 +259,7 @@ def test_without_a_network_one_line_says_what_to_put_where(
     )
     place.parent.mkdir(parents=True)
     place.write_text("by hand")
-    assert zoo.fetch(model.name).read_text("utf-8") == f"{model.name} from by hand"
+    assert made_of(zoo.fetch(model.name)) == f"{model.name} from by hand"
     assert conversions == [place]
 
 
@@ -274,6 +290,84 @@ def test_a_failed_conversion_leaves_nothing_and_may_be_tried_again(
         with pytest.raises(InputError, match="half a file"):
             zoo.fetch("ulip-pointbert")
     assert not list(cache.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("changed", ["card", "dim", "text", "converter", "nothing of the kind", "damage"])
+def test_a_base_that_would_be_made_otherwise_now_is_made_anew(
+    hub: list[Any], conversions: list[Path], changed: str
+) -> None:
+    model = zoo.find("ulip-pointbert")
+    assert isinstance(model.file, HubFile)
+    base = zoo.fetch(model.name)
+    own = Architecture(model.card, None, model.dim, model.text)
+    notes = {}
+    match changed:
+        case "card":
+            own = own._replace(point=model.card.model_copy(update={"up_axis": "z"}))
+        case "dim":
+            own = own._replace(dim=768)
+        case "text":
+            own = own._replace(text="ViT-B-16-quickgelu/openai")
+        case "converter":
+            notes = {"converter": "0"}
+    write_base(base, own, made="before", **notes)
+    if changed == "damage":
+        base.write_bytes(base.read_bytes()[:-3])
+    said: list[str] = []
+    zoo.fetch(model.name, said.append)
+    if changed == "nothing of the kind":
+        assert (made_of(base), said, len(conversions)) == ("before", [], 1)
+        return
+    assert made_of(base) == f"{model.name} from {model.file.path}"
+    assert "making it anew" in said[0]
+    assert len(conversions) == 2
+
+
+def test_the_converter_says_its_version(tmp_path: Path) -> None:
+    made = conversion.Conversion(
+        tmp_path, "", tmp_path, "student", "", Architecture(zoo.find("uni3d-ti").card, None, 1024, ""),
+        {}, (), {}, None, 0, None, (),
+    )  # fmt: skip
+    assert made.notes()["converter"] == conversion.VERSION
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "found"),
+    [
+        ("ulip-pointbert", "crossmost-pointbert", "512 numbers, aligned with ViT-B-16-quickgelu/openai"),
+        ("openshape-pointbert-vitl14", "openshape-pointbert-vitb32", "512 numbers, aligned with ViT-B-32-quickg"),
+        ("ulip2-pointbert", "uni3d-ti", "1024 numbers, aligned with EVA02-E-14-plus/laion2b_s9b_b144k"),
+    ],
+)  # fmt: skip
+def test_the_file_of_another_encoder_is_refused_and_not_kept(
+    name: str, of: str, found: str, cache: Path
+) -> None:
+    model, other = zoo.find(name), zoo.find(of)
+    makers = {"crossmost": published.cross_most, "openshape": published.openshape, "uni3d": published.uni3d}
+    widths = (None, "") if of.endswith("vitb32") else (other.dim,)
+    shapes = makers[of.partition("-")[0]](other.card, *widths)
+    place = zoo.download_path(model)
+    place.parent.mkdir(parents=True)
+    torch.save(published.fill(shapes, torch.float16), place)
+    with pytest.raises(InputError) as refusal:
+        zoo.fetch(name)
+    line = str(refusal.value)
+    assert line.startswith(
+        f"{place}: expected the weights of {name} ({model.dim} numbers, aligned with {model.text})"
+    )
+    assert f"({of}: {found}" in line
+    assert f"download {model.file.url} and put it at {place}" in line
+    assert not list(cache.rglob("*.safetensors"))
+
+
+def test_a_bare_point_branch_is_what_was_asked_for() -> None:
+    """Two encoders have the same shapes; where nothing else is in the file, it is taken at its name."""
+    for name in ("ulip-pointbert", BY_HAND):
+        model = zoo.find(name)
+        place = zoo.download_path(model)
+        place.parent.mkdir(parents=True)
+        torch.save(published.fill(published.point_bert(model.card, model.dim), torch.float16), place)
+        assert load_architecture(zoo.fetch(name)).text == model.text
 
 
 def test_those_who_want_it_at_once_wait_for_the_first(hub: list[Any], conversions: list[Path]) -> None:
@@ -318,6 +412,8 @@ def test_a_published_file_becomes_a_base_that_embeds(
     _, architecture = load_base(zoo.base_path("uni3d-ti"))
     assert architecture.point == real_checkpoint.card
     assert architecture.text == real_checkpoint.text
+    before = zoo.base_path("uni3d-ti").stat().st_mtime_ns
+    assert zoo.fetch("uni3d-ti").stat().st_mtime_ns == before  # the converter's own base is a current one
 
 
 # The commands
@@ -341,7 +437,7 @@ def test_one_is_told_with_the_commands_that_use_it(cache: Path) -> None:
     for text in (
         model.file.url,
         model.sha256,
-        "z up",
+        "z-mirrored up",
         "384 x 64 within 0.2",
         "0.4",
         model.text,
@@ -395,12 +491,13 @@ def test_a_name_that_is_none_is_one_line(arguments: Arguments, tmp_path: Path) -
 def test_a_name_reaches_the_work(
     command: str, tmp_path: Path, hub: list[Any], conversions: list[Path]
 ) -> None:
-    """The copy that stands for a base is none, which is what the command then says of it."""
-    given = {
-        "train": (tmp_path, "--base", "ulip-pointbert"),
-        "export": ("ulip-pointbert", "--classes", "mug"),
+    """A base without an image tower and without weights, which is what the command then says of it."""
+    given: dict[str, tuple[tuple[object, ...], str]] = {
+        "train": ((tmp_path, "--base", "ulip-pointbert"), "this base has no image branch"),
+        "export": (("ulip-pointbert", "--classes", "mug"), "ulip-pointbert.safetensors lacks weight"),
     }
-    result = invoke(command, *given[command], "--out", tmp_path / "out")
+    arguments, said = given[command]
+    result = invoke(command, *arguments, "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert "ulip-pointbert.safetensors" in result.stderr.splitlines()[-1]
+    assert said in result.stderr
     assert len(conversions) == 1

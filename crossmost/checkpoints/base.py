@@ -19,6 +19,7 @@ from crossmost.runtime.text_tags import explain_other_model, remedy
 from crossmost.runtime.vocabulary import Vocabulary
 
 FORMAT = "crossmost-base/1"
+CONVERT = "`crossmost convert` makes a base of published weights"
 
 
 class Architecture(NamedTuple):
@@ -53,7 +54,8 @@ def read_architecture(metadata: Mapping[str, str], source: Path, expected: str) 
     """
     found = metadata.get("format", "no format note")
     if found != expected:
-        raise InputError(f"{source}: expected a file of format {expected}, found {found}: make it anew")
+        advice = "make it anew" if found.startswith("crossmost-") else CONVERT
+        raise InputError(f"{source}: expected a file of format {expected}, found {found}: {advice}")
     try:
         image = json.loads(metadata["image_card"])
         return Architecture(

@@ -11,6 +11,8 @@ from typing import Any
 
 from crossmost.checkpoints.base import Architecture
 
+VERSION = "1"
+"""Rises where a checkpoint would become another base than before: bases in the cache of the zoo are then made anew."""
 DRAWN = "not in the file: as training from nothing starts"
 
 
@@ -30,6 +32,7 @@ class Conversion:
         left_out: reason by key of the checkpoint; its entries beside the network among them.
         classes: where the trained class vectors are, if they were asked for.
         parameters: of the base.
+        image_origin: which CLIP's the image tower is, where it is not the checkpoint's: a tag, or a file's name.
         also: other cards whose layouts the checkpoint fits.
     """
 
@@ -44,12 +47,14 @@ class Conversion:
     left_out: dict[str, str]
     classes: Path | None
     parameters: int
+    image_origin: str | None
     also: tuple[str, ...]
 
     def notes(self) -> dict[str, str]:
         """What the base says about where it comes from."""
         made = {"file": self.source.name, "sha256": self.sha256, "model": self.title, "network": self.network}
-        return {"converted_from": json.dumps(made, sort_keys=True)}
+        origin = {} if self.image_origin is None else {"image_tower": self.image_origin}
+        return {"converted_from": json.dumps(made, sort_keys=True), "converter": VERSION, **origin}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in JSON types."""
@@ -66,6 +71,7 @@ class Conversion:
             "text": text,
             "dim": dim,
             "image": None if image is None else asdict(image),
+            "image_origin": self.image_origin,
             "parameters": self.parameters,
             "used": {ours: list(keys) for ours, keys in self.sources.items()},
             "left_out": self.left_out,
@@ -83,6 +89,8 @@ class Conversion:
         ]
         if image is None:
             lines.append("image tower  none: the base trains on points alone")
+        elif self.image_origin is not None:
+            lines.append(f"image tower  {self.image_origin}, from --image: none of this file")
         lines += table("used", Counter({part: len(keys) for part, keys in self._used().items()}))
         lines += table("left out", Counter(self.left_out.values()))
         lines += table("new", Counter({f"{', '.join(parts(self.new))}: {DRAWN}": len(self.new)}))

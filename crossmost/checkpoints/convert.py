@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from crossmost.checkpoints.atomic import replacing
 from crossmost.checkpoints.base import Architecture, save_base
 from crossmost.checkpoints.conversion import Conversion
+from crossmost.checkpoints.destination import check_destination
 from crossmost.checkpoints.layout import Layout
 from crossmost.checkpoints.layouts import LAYOUTS
 from crossmost.checkpoints.legacy import read_legacy
@@ -22,6 +23,7 @@ from crossmost.checkpoints.recognition import Fit, Image, empty_base, recognize
 from crossmost.checkpoints.unwrapping import Network, unwrap
 from crossmost.errors import InputError
 from crossmost.models.clip import pretrained_clip
+from crossmost.models.image_origin import image_origin
 from crossmost.models.image_tower import ImageCard, ImageTower, check_config
 from crossmost.models.point_cards import load_point_card
 from crossmost.models.student import LOGIT_SCALE, DualEncoder
@@ -35,10 +37,11 @@ TOWER = "image_tower."
 
 
 class Tower(NamedTuple):
-    """An image tower from elsewhere: its card, and its tensors by a base's names."""
+    """An image tower from elsewhere: its card, its tensors by a base's names, and which CLIP's it is."""
 
     card: ImageCard
     tensors: dict[str, Tensor]
+    origin: str
 
 
 def convert_checkpoint(
@@ -70,7 +73,9 @@ def convert_checkpoint(
         WorkFailed: the base cannot be written; nothing is left behind.
     """
     bank_path = out.with_suffix(".classes.npz")
-    _check_out(path, (out, bank_path) if classes else (out,), overwrite)
+    check_destination(out, ".safetensors", [path], overwrite=overwrite)
+    if classes:
+        check_destination(bank_path, ".npz", [path], overwrite=overwrite)
     card = None if name is None else load_point_card(name)
     content = unwrap(read_legacy(path), network, path)
     fits = recognize(content.tensors, layouts, path, card, _own_tower(image))
@@ -90,6 +95,7 @@ def convert_checkpoint(
         left_out=_left_out(best, content.others, bank),
         classes=bank_path if bank else None,
         parameters=sum(value.numel() for value in model.parameters()),
+        image_origin=tower.origin if tower else None,
         also=tuple(each.card.name for each in fits[1:] if each.card.name != best.card.name),
     )
     with ExitStack() as both:
@@ -97,20 +103,6 @@ def convert_checkpoint(
             bank.save(both.enter_context(replacing(bank_path)))
         save_base(out, model, made.architecture, made.notes())
     return made
-
-
-def _check_out(path: Path, outs: Iterable[Path], overwrite: bool) -> None:
-    for out in outs:
-        if out.suffix not in (".safetensors", ".npz"):
-            raise InputError(f"expected a .safetensors to write, found {out}")
-        if not out.parent.is_dir():
-            raise InputError(f"expected a folder at {out.parent}, found none: make it first")
-        if out.is_dir() or (out.exists() and path.exists() and out.samefile(path)):
-            raise InputError(
-                f"expected a new file to write, found {'a folder' if out.is_dir() else path} at {out}"
-            )
-        if out.exists() and not overwrite:
-            raise InputError(f"{out} exists: give --overwrite to replace it")
 
 
 def _fill(fit: Fit, tensors: Mapping[str, Tensor], tower: Tower | None) -> DualEncoder:
@@ -180,7 +172,7 @@ def _foreign_tower(fit: Fit, image: str | None, path: Path) -> Tower | None:
         raise InputError(f"{path}: expected an image tower in it for --image keep, found none")
     if image in (None, "keep", "none"):
         return None
-    clip = fit.layout.text.partition("/")[0]
+    clip, _, tag = fit.layout.text.partition("/")
     try:
         check_config(clip)
     except InputError as error:
@@ -188,6 +180,7 @@ def _foreign_tower(fit: Fit, image: str | None, path: Path) -> Tower | None:
             f"--image cannot give the image tower of {fit.layout.text}: {error}; without --image the base keeps the "
             "tower of the file, or trains in point-only mode if it has none"
         ) from error
+    origin = image_origin(clip, image, fit.layout.text, f"give --image {tag}, or a file with these weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         try:
@@ -195,7 +188,7 @@ def _foreign_tower(fit: Fit, image: str | None, path: Path) -> Tower | None:
         except InputError as error:  # its advice is for commands that name the weights otherwise
             raise InputError(str(error).replace("--clip-weights", "--image")) from error
     tensors = {f"{TOWER}{name}": value for name, value in tower.state_dict().items()}
-    return Tower(ImageCard(clip=clip, weights=None if Path(image).is_file() else image), tensors)
+    return Tower(ImageCard(clip=clip, weights=None if Path(image).is_file() else image), tensors, origin)
 
 
 def _class_bank(fit: Fit, tensors: Mapping[str, Tensor], names: Sequence[str], path: Path) -> ClassBank:

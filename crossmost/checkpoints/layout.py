@@ -93,13 +93,14 @@ class Layout:
 
     Attributes:
         title: what people call it.
-        card: its point encoder; `--as` can take another one of the same shapes.
+        card: its point encoder; `--as` can take another one of the same shapes that no layout has.
         dim: D of the joint space.
         text: tag of the text model it is aligned with.
         rules: for all tensors of a base but the image tower's; the first that applies counts.
         left_out: what a base has no place for.
         image: the image tower in the file, if its makers save one.
         classifier: key of trained class vectors, (D, C).
+        twin: name of the one card of another layout that `--as` can take too.
     """
 
     title: str
@@ -110,6 +111,7 @@ class Layout:
     left_out: tuple[LeftOut, ...] = ()
     image: ImageLayout | None = None
     classifier: str | None = None
+    twin: str | None = None
 
 
 PATCH_HEAD = Rule(r"point_encoder\.patch_head\..*", (), None)

@@ -42,8 +42,13 @@ STAND_INS = (
     "numpy.dtype",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
+    *(
+        f"{module}.{path}"
+        for module in ("pathlib", "pathlib._local")  # as Python 3.13 calls it
+        for path in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    ),
 )
-"""What the published files hold beside tensors and plain values: options and accuracies, which are not read.
+"""What the published files hold beside tensors and plain values: options, folders and accuracies, which are not read.
 
 Of these only the names are allowed. An `Unread` is made for each, so that no code but torch's and ours runs.
 """

@@ -38,6 +38,7 @@ ULIP = Layout(
     rules=(PATCH_HEAD, NO_HEADS, *ENCODER),
     left_out=(TEXT_TOWER,),
     image=SLIP_B16,
+    twin="crossmost-pointbert",
 )
 ULIP_2 = Layout(
     title="ULIP-2 (Point-BERT of 18 layers, xyz and rgb)",
@@ -65,5 +66,6 @@ CROSS_MOST = Layout(
     ),
     image=CLIP_B16,
     classifier="classifier",
+    twin="ulip-pointbert",
 )
 LAYOUTS = (ULIP, ULIP_2, CROSS_MOST)

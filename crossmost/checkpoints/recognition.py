@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -99,7 +99,8 @@ def recognize(
     Raises:
         InputError: none fits; says which one comes nearest, and what differs.
     """
-    chosen = [layout for layout in layouts if card is None or type(card) is type(layout.card)]
+    names = {layout.card.name for layout in layouts}
+    chosen = [layout for layout in layouts if card is None or _takes(layout, card, names)]
     if card is not None:
         chosen.sort(key=lambda layout: layout.card.name != card.name)
     fits = [fit(tensors, layout, card or layout.card, image) for layout in chosen]
@@ -114,6 +115,13 @@ def recognize(
                     f"({layout.card.name}): leave out --as"
                 )
     raise InputError(f"{path}: {_nearest(tensors, fits, layouts)}")
+
+
+def _takes(layout: Layout, card: PointCard, names: Collection[str]) -> bool:
+    """Whether a file of a layout may be read with a card that the user names; `names` are the cards of all layouts."""
+    if card.name in names:
+        return card.name in (layout.card.name, layout.twin)
+    return type(card) is type(layout.card)
 
 
 def fit(tensors: Mapping[str, Tensor], layout: Layout, card: PointCard, image: Image = None) -> Fit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossmost import __version__
+from crossmost.checkpoints.atomic import replacing, sync, write_json_atomic
 from crossmost.checkpoints.base import (
     Architecture,
     check_text_model,
@@ -19,7 +22,8 @@ from crossmost.checkpoints.base import (
     load_base,
     read_architecture,
 )
-from crossmost.checkpoints.store import Generation, Weights, load_generation, save_generation
+from crossmost.checkpoints.sample import SAMPLE
+from crossmost.checkpoints.store import STATE_FILE, Generation, Weights, load_generation, save_generation
 from crossmost.config import TrainConfig, make_config, read_options
 from crossmost.errors import InputError
 from crossmost.models.student import DualEncoder, Student
@@ -28,8 +32,16 @@ from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 FORMAT = "crossmost-run/2"
 BASE, CLASSES, CONFIG, METRICS = "base.safetensors", "classes.npz", "config.yaml", "metrics.jsonl"
 PSEUDO_LABELS, PROVENANCE = "pseudo_labels.npz", "provenance.json"
-EVALUATION, REPORT = "evaluation.json", "report.html"
+BEGUN = "crossmost"
+"""The entry of the provenance that says with which version a run began; nobody else's provenance has it."""
+EVALUATION, REPORT, EVALUATION_REPORT = "evaluation.json", "report.html", "evaluation.html"
 NAMES = ("student", "teacher")
+FILES = (
+    BASE, CLASSES, CONFIG, METRICS, PSEUDO_LABELS, PROVENANCE, EVALUATION, REPORT,
+    EVALUATION_REPORT, SAMPLE, STATE_FILE,
+    *(f"{name}.safetensors" for name in NAMES),
+)  # fmt: skip
+"""All that a run writes."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +85,33 @@ def build_student(
     return student.eval()
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse to put a run where somebody's files would be lost; what a run itself has left there may be.
+
+    Raises:
+        InputError: names the files.
+    """
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not (is_run(folder) or _is_begun(folder)):
+        raise InputError(
+            f"expected a folder without the files that a run writes, found {', '.join(there)} in {folder}: "
+            "choose another --out"
+        )
+
+
 def start_run(folder: Path, base: Path, vocabulary: Vocabulary) -> None:
-    """Put what the run starts from into its folder."""
+    """Put what the run starts from into its folder.
+
+    Raises:
+        InputError: see `check_folder`.
+        WorkFailed: the files cannot be written.
+    """
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(base, folder / BASE)
+    write_json_atomic(folder / PROVENANCE, {BEGUN: __version__})  # first: it makes the folder a run's own
+    with replacing(folder / BASE) as partial, open(base, "rb") as source, open(partial, "wb") as copied:
+        shutil.copyfileobj(source, copied)
+        sync(copied)
     vocabulary.save(folder / CLASSES)
 
 
@@ -109,6 +144,14 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / CLASSES).is_file()
 
 
+def _is_begun(folder: Path) -> bool:
+    """Whether a run began in a folder and ended before it could be resumed."""
+    try:
+        return BEGUN in read_provenance(folder)
+    except InputError:
+        return False
+
+
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Where a run came from.
 
@@ -119,6 +162,28 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((folder / PROVENANCE).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / PROVENANCE}: expected the run's {PROVENANCE}: {error}") from error
+    return found
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, that before training first."""
+    return [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
+
+
+def shortcomings(run: Run) -> list[str]:
+    """What whoever measures or exports a run should know first, a sentence each."""
+    found, last = [], read_records(run.folder)[-1]
+    done = last["epoch"] + 1
+    if done < run.config.epochs and not last.get("stopped"):
+        found.append(
+            f"The run was interrupted after {done} of {run.config.epochs} epochs: --resume goes on with it."
+        )
+    if last.get("stopped"):
+        found.append(f"The run stopped itself: {last['stopped']}.")
+    if run.config.mode == "image-only":
+        found.append(
+            "The images alone were trained: the point encoder, which export takes, is that of the base."
+        )
     return found
 
 
@@ -134,21 +199,22 @@ def load_run(folder: Path) -> Run:
         )
     config = make_config(read_options(folder / CONFIG))
     vocabulary = load_vocabulary(folder / CLASSES)
-    base, _ = load_base(folder / BASE)
     generation = load_generation(folder, NAMES)
     architecture = read_architecture(
         generation.weights["student"].metadata, folder / "student.safetensors", FORMAT
     )
+    zero_shot = build_student(load_base(folder / BASE)[0], architecture, vocabulary, config)
     students = {}
     for name in NAMES:
-        students[name] = build_student(base, architecture, vocabulary, config)
-        fill_weights(students[name], generation.weights[name].tensors, folder / f"{name}.safetensors")
+        students[name] = copy.deepcopy(zero_shot)
+        weights = generation.weights.pop(name)  # what was copied from them need not stay in memory
+        fill_weights(students[name], weights.tensors, folder / f"{name}.safetensors")
     return Run(
         folder,
         config,
         vocabulary,
         architecture,
-        build_student(base, architecture, vocabulary, config),
+        zero_shot,
         students["student"],
         students["teacher"],
         _temperatures(generation.state["progress"]),

@@ -58,7 +58,8 @@ GENERATION_KEY = "generation"
 # safetensors writes its metadata in a random order, and equal checkpoints must be equal byte for byte: all of
 # the metadata is one entry, JSON with sorted keys.
 METADATA_KEY = "crossmost"
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+ZIP_START = b"PK\x03\x04"
+PICKLE_STARTS = (ZIP_START, b"\x80")
 
 
 class Weights(NamedTuple):
@@ -152,14 +153,16 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote, tensors to the CPU.
+    """Read what `save_state` wrote, tensors to the CPU; they stay on the disk until they are used.
 
     Raises:
         InputError: no such file, not readable, damaged, or holding objects other than plain ones.
     """
     _check_file(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            zipped = file.read(4) == ZIP_START  # what torch can map; all that `save_state` writes
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything

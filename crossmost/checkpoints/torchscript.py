@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ STORAGES = {
     "torch.IntStorage": torch.int32,
     "torch.LongStorage": torch.int64,
 }
+STORING = ("PUT", "BINPUT", "LONG_BINPUT")
+"""Instructions of a pickle that keep a value under an index of the file's choice."""
 LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
 DECLARATION = re.compile(
     r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*?)\]\n  __buffers__ = \[(.*?)\]", re.MULTILINE
@@ -131,7 +134,9 @@ def outline(archive: zipfile.ZipFile) -> dict[str, TensorNote]:
     """
     try:
         root = _root(archive)
-        whole = Outline(io.BytesIO(_read_text(archive, f"{root}data.pkl"))).load()
+        content = _read_text(archive, f"{root}data.pkl")
+        _check_memo(content)
+        whole = Outline(io.BytesIO(content)).load()
         if not isinstance(whole, Part):
             raise NotReadable("found no module in the pickle")
         notes = _tensors(whole, _declared(archive, root))
@@ -175,6 +180,18 @@ def _root(archive: zipfile.ZipFile) -> str:
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise NotReadable("found tensors in big-endian order")
     return root
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuse a memo with holes: the unpickler makes it as long as the largest index says, whatever that is.
+
+    Raises:
+        NotReadable: an index that so many instructions cannot have come to.
+        ValueError: no pickle, or a truncated one.
+    """
+    for number, (instruction, index, _) in enumerate(pickletools.genops(content)):
+        if instruction.name in STORING and isinstance(index, int) and index > number:
+            raise NotReadable(f"found memo index {index} in instruction {number} of the pickle")
 
 
 def _read_text(archive: zipfile.ZipFile, member: str) -> bytes:

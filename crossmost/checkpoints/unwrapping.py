@@ -13,8 +13,9 @@ from crossmost.errors import InputError
 
 Network = Literal["student", "teacher"]
 
-STUDENT, TEACHER = ("state_dict", "model", "module"), ("model_ema",)
-"""Entries that hold a network: of plain training scripts, of self-training and of DeepSpeed; and the averaged one."""
+STUDENT, TEACHER = ("state_dict", "model", "module"), ("model_ema", "state_dict_ema", "ema")
+"""Entries that hold a network: of plain training scripts, of self-training and of DeepSpeed; and the averaged one, as
+self-training, timm and others call it."""
 
 DEEPEST = 3
 BESIDE = "logit_scale"
@@ -79,7 +80,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _why(name: Any, value: Any, network: Network) -> str:
-    if name in (*TEACHER, *STUDENT) and isinstance(value, Mapping):
+    if name in (*TEACHER, *STUDENT) and _holds_tensors(value):
         return f"the other network: --network {'student' if network == 'teacher' else 'teacher'} takes it"
     return "state of the training that made the file"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from crossmost.models.point_encoder import PointEncoder, PointFeatures
 
 LOGIT_SCALE = 4.6052
 """ln 100, CLIP's temperature (METHOD 4.1)."""
+POINTS_AT_ONCE = 1 << 14
+"""Points of all patches of a pass of `embed_points`, which bounds its memory."""
 
 
 def unit(x: Tensor) -> Tensor:
@@ -207,10 +210,12 @@ class Student(DualEncoder):
 def embed_points(
     encoder: PointEncoder, head: Projection, clouds: Iterable[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """Embed prepared clouds, each (n, C), one at a time: (N, D) float32 unit rows."""
+    """Embed prepared clouds, each (n, C), some at a time: (N, D) float32 unit rows."""
     card = encoder.card
-    found = []
-    for cloud in clouds:
-        groups = cut(torch.from_numpy(cloud)[None], card)
-        found.append(head(encoder(groups.patches, groups.centers).feature))
+    at_once = max(1, POINTS_AT_ONCE // (card.groups * card.neighbors))
+    stream, found = iter(clouds), []
+    # Clouds of different sizes become one batch of patches without padding.
+    while part := [cut(torch.from_numpy(cloud)[None], card) for cloud in islice(stream, at_once)]:
+        patches, centers = (torch.cat(each) for each in zip(*part, strict=True))
+        found.append(head(encoder(patches, centers).feature))
     return torch.cat(found).numpy()

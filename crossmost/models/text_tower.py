@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from crossmost.models.clip import (
 from crossmost.models.clip_filling import without_image
 from crossmost.models.clip_text import load_text
 from crossmost.models.slip import CONFIG, PUBLISHED, TOKENIZER, is_ulip, load_slip
+from crossmost.runtime.class_names import check_class_names
 from crossmost.runtime.text_tags import SLIP
-from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary, check_names
+from crossmost.runtime.vocabulary import Vocabulary
 
 PROMPTS_FILE = Path(__file__).parent / "cards" / "prompts.json"
 PROMPTS: tuple[str, ...] = tuple(json.loads(PROMPTS_FILE.read_text("utf-8")))
@@ -59,7 +59,8 @@ def embed_classes(
         A vocabulary of embeddings (C, D) with the names as given.
 
     Raises:
-        InputError: bad names or templates, an unknown model, or weights that cannot be had.
+        InvalidVocabulary: names that CLIP cannot tell apart.
+        InputError: bad templates, an unknown model, or weights that cannot be had.
     """
     names, templates = tuple(names), tuple(templates)
     check_class_names(names)
@@ -157,50 +158,6 @@ def file_tag(name: str, weights: str) -> str:
     return file.name if file.suffix else f"{file.name} (file)"  # no tag of open_clip's has a dot
 
 
-def read_class_names(source: str | Path) -> tuple[str, ...]:
-    """Read class names from a text file, one a line, or from a list such as `mug,bowl`.
-
-    In a file, blank lines and what follows a `#` are left out.
-
-    Raises:
-        InputError: no such file, no names, or a class twice.
-    """
-    path = Path(source)
-    if path.is_file():
-        entries = [re.split(r"(?:^|\s)#", line)[0] for line in _read_text(path).splitlines()]
-    elif isinstance(source, str) and "," in source:
-        entries = source.split(",")
-    else:
-        raise InputError(
-            "expected a text file with one class name a line, or a list such as 'mug,bowl', "
-            f"found {str(source)!r}"
-        )
-    names = tuple(entry.strip() for entry in entries if entry.strip())
-    if not names:
-        raise InputError(f"expected class names, found none in {str(source)!r}")
-    check_class_names(names)
-    return names
-
-
-def check_class_names(names: tuple[str, ...]) -> None:
-    """Refuse names that CLIP cannot tell apart: it reads them in lower case.
-
-    Raises:
-        InputError: no name, an empty one, or one twice.
-    """
-    try:
-        check_names(names)
-    except InvalidVocabulary as error:
-        raise InputError(str(error)) from None
-    first: dict[str, str] = {}
-    for name in names:
-        other = first.setdefault(name.lower(), name)
-        if other is not name:
-            raise InputError(
-                f"expected different class names, found {other!r} and {name!r}: CLIP ignores case"
-            )
-
-
 def check_templates(templates: tuple[str, ...]) -> None:
     """Refuse prompt templates that a class name cannot be put into.
 
@@ -212,14 +169,3 @@ def check_templates(templates: tuple[str, ...]) -> None:
     for template in templates:
         if template.count("{}") != 1:
             raise InputError(f"expected one {{}} in every prompt template, found {template!r}")
-
-
-def _read_text(path: Path) -> str:
-    if path.suffix == ".npz":
-        raise InputError(f"{path} is a ready-made vocabulary: give it as --vocabulary, not as --classes")
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"expected a UTF-8 text file with one class name a line, found {path}: {error}"
-        ) from error

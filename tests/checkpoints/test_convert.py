@@ -424,6 +424,37 @@ def test_an_image_tower_from_a_file(tmp_path: Path, published: ModuleType, tiny_
     with torch.inference_mode():
         expected = torch.nn.functional.normalize(tiny_clip.model.encode_image(pictures), dim=-1)
         torch.testing.assert_close(model.embed_image(model.image_features(pictures)), expected)
+    origin = f"{tiny_clip.name}/{tiny_clip.weights.name}"  # a file says no more
+    assert f"image tower  {origin}, from --image: none of this file" in made.lines()
+    assert made.to_dict()["image_origin"] == origin
+    assert load_weights(tmp_path / "base.safetensors").metadata["image_tower"] == origin
+
+
+def test_a_base_without_a_foreign_tower_names_none(tmp_path: Path, published: ModuleType) -> None:
+    _, made = convert(tmp_path, point_state(published, "ulip-pointbert") | slip_images(published))
+    assert not any(line.startswith("image tower") for line in made.lines())
+    assert "image_tower" not in load_weights(tmp_path / "base.safetensors").metadata
+
+
+@pytest.mark.parametrize(
+    ("text", "tag", "found"),
+    [
+        ("ViT-B-32-quickgelu/openai", "laion400m_e32", "ViT-B-32-quickgelu/laion400m_e32"),
+        ("ViT-B-16/laion2b_s34b_b88k", "datacomp_xl_s13b_b90k", "ViT-B-16/datacomp_xl_s13b_b90k"),
+    ],
+)
+def test_the_image_tower_of_another_clip_is_refused(
+    tmp_path: Path, published: ModuleType, text: str, tag: str, found: str
+) -> None:
+    layouts = [replace(SMALL[0], text=text)]
+    state = point_state(published, "ulip-pointbert", layouts[0])
+    with pytest.raises(InputError) as refusal:
+        convert(tmp_path, state, layouts=layouts, image=tag)
+    assert str(refusal.value) == (
+        f"expected the image tower of {text}, whose the text embeddings are, found that of {found}, another space: "
+        f"give --image {text.partition('/')[2]}, or a file with these weights"
+    )
+    assert not (tmp_path / "base.safetensors").exists()
 
 
 @pytest.mark.parametrize(("name", "said"), [("uni3d-ti", "is timm's"), ("ulip-pointbert", "slip-vit-b-16")])

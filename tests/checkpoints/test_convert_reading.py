@@ -6,11 +6,10 @@ import argparse
 import collections
 import gzip
 import os
-import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType
 from typing import Any
 
@@ -92,6 +91,21 @@ def test_numpy_1_called_its_scalars_otherwise(tmp_path: Path) -> None:
     assert type(read_legacy(path)["best_acc1"]) is Unread
 
 
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])  # the latter in Python 3.13
+@pytest.mark.parametrize("name", ["PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"])
+def test_folders_among_the_options_are_let_in_and_not_read(tmp_path: Path, module: str, name: str) -> None:
+    args = argparse.Namespace(output_dir=PurePosixPath("runs") / "slip")
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(1), "args": args}, path, _use_new_zipfile_serialization=False)
+    own = f"c{PurePosixPath.__module__}\nPurePosixPath\n".encode()
+    content = path.read_bytes()
+    assert own in content
+    path.write_bytes(content.replace(own, f"c{module}\n{name}\n".encode()))
+    assert type(read_legacy(path)["args"]) is Unread
+    torch.save({"w": torch.ones(1), "out": PureWindowsPath("C:/runs")}, path)
+    assert vars(read_legacy(path)["out"]) == {}
+
+
 def test_the_names_are_allowed_only_while_reading(tmp_path: Path, published: ModuleType) -> None:
     torch.save(published.ddp(WEIGHTS), tmp_path / "a.pt")
     before = set(torch.serialization.get_safe_globals())
@@ -125,7 +139,6 @@ def test_a_malicious_argument_of_an_allowed_name_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("value", "named"),
     [
-        (pathlib.PurePosixPath("a"), "pathlib"),
         (np.zeros(3), "numpy"),
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         (collections.deque([1]), "collections.deque"),
@@ -248,8 +261,22 @@ def test_the_teacher_is_taken_on_demand(published: ModuleType) -> None:
     content = published.self_training(WEIGHTS, other)
     assert unwrap(content, "student", Path("a")).tensors["logit_scale"] == WEIGHTS["logit_scale"]
     assert unwrap(content, "teacher", Path("a")).tensors["logit_scale"] == other["logit_scale"]
-    with pytest.raises(InputError, match=r"expected model_ema in it for --network teacher"):
+    with pytest.raises(InputError, match=r"expected model_ema or .* in it for --network teacher"):
         unwrap(published.ddp(WEIGHTS), "teacher", Path("a"))
+
+
+@pytest.mark.parametrize("entry", ["state_dict_ema", "ema"])
+def test_averages_of_other_scripts_are_teachers_too(entry: str) -> None:
+    averaged = {key: value + 1 for key, value in WEIGHTS.items()}
+    content = {"state_dict": WEIGHTS, entry: averaged, "epoch": 3}  # as timm saves
+    found = unwrap(content, "student", Path("a"))
+    assert "--network teacher" in found.others[entry]
+    assert found.tensors["logit_scale"] == WEIGHTS["logit_scale"]
+    teacher = unwrap(content, "teacher", Path("a"))
+    assert teacher.tensors["logit_scale"] == averaged["logit_scale"]
+    assert "--network student" in teacher.others["state_dict"]
+    settings = unwrap({"state_dict": WEIGHTS, entry: {"decay": 0.999}}, "student", Path("a"))
+    assert settings.others == {entry: "state of the training that made the file"}
 
 
 @pytest.mark.parametrize(

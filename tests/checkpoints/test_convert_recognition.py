@@ -197,6 +197,7 @@ def test_any_card_of_the_same_shapes_can_be_forced(files: dict[str, State], name
         ("ulip2-pointbert", "point-bert-512x32-rgb"),
         ("uni3d-b", "uni3d-l"),
         ("openshape-pointbert-vitg14", "openshape-pointbert-vitl14"),
+        ("openshape-pointbert-vitb32", "openshape-pointbert-vitl14"),  # of the same shapes
     ],
 )  # fmt: skip
 def test_a_forced_card_must_fit(files: dict[str, State], file: str, name: str) -> None:

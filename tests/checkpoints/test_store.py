@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 import stat
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from crossmost.checkpoints import store
 from crossmost.errors import InputError, WorkFailed
 
 NAMES = ("student", "teacher")
+SMAPS = Path("/proc/self/smaps")
 
 
 @contextlib.contextmanager
@@ -33,6 +35,18 @@ def disk_with_room_for(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def resident(path: Path) -> int:
+    """How much of a mapped file is in this process's memory, in kB; -1: it is not mapped."""
+    found, inside = -1, False
+    for line in SMAPS.read_text("utf-8").splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = line.endswith(str(path))
+            found = max(found, 0) if inside else found
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
 
 
 def make_generation(number: int, size: int = 8) -> store.Generation:
@@ -211,6 +225,28 @@ class TestState:
         store.save_state(tmp_path / "state.pt", {"n": 1})
         with pytest.raises(TypeError, match=r"state\['deep'\]\[0\]"):
             store.save_state(tmp_path / "state.pt", {"deep": [value]})
+        assert store.load_state(tmp_path / "state.pt") == {"n": 1}
+
+    def test_tensors_stay_on_the_disk_until_they_are_used(self, tmp_path: Path) -> None:
+        """So that looking up a run's progress costs no memory, however large its networks are."""
+        if not SMAPS.is_file():
+            pytest.skip("the system does not say what is in memory")
+        large, names = torch.arange(1e6), ["student"]
+        weights = {"student": store.Weights({"w": large}, {})}
+        store.save_generation(tmp_path, store.Generation(1, weights, {"progress": 7, "w": large}))
+        found = store.load_generation(tmp_path, names)
+        assert found.state["progress"] == 7
+        for name in ("state.pt", "student.safetensors"):
+            assert 0 <= resident(tmp_path / name) < 1000
+        for tensor in (found.state["w"], found.weights["student"].tensors["w"]):
+            assert torch.equal(tensor, large)
+        for name in ("state.pt", "student.safetensors"):
+            assert resident(tmp_path / name) >= 3900
+        found.state["w"][0] = 5.0
+        assert store.load_state(tmp_path / "state.pt")["w"][0] == 0.0  # the file is as it was
+
+    def test_a_file_that_cannot_be_mapped_is_read(self, tmp_path: Path) -> None:
+        torch.save({"n": 1}, tmp_path / "state.pt", _use_new_zipfile_serialization=False)
         assert store.load_state(tmp_path / "state.pt") == {"n": 1}
 
     def test_code_in_a_pickle_does_not_run(self, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def instead(end: str, other: bytes) -> Callable[[str, bytes], bytes | None]:
         (instead("/byteorder", b"big"), "big-endian"),
         (without("/data.pkl"), "found 0 members data.pkl"),
         (instead("/data.pkl", pickle.dumps([])), "found no module"),
-        (instead("/data.pkl", b""), "found Ran out of input"),
+        (instead("/data.pkl", b""), "found pickle exhausted"),
         # A module whose attribute "a" is the module, and one without attributes.
         (instead("/data.pkl", b"c__torch__\nM\n)\x81q\x01}S'a'\nh\x01sb."), "more than 100000 modules"),
         (instead("/data.pkl", b"c__torch__\nM\n)\x81."), "found no tensor"),
@@ -175,6 +175,17 @@ def test_damage_is_named(
 ) -> None:
     with pytest.raises(NotReadable, match=message):
         read_all(rewritten(small, tmp_path / "damaged.pt", change))
+
+
+@pytest.mark.parametrize(
+    "store", [pickle.LONG_BINPUT + b"\xff\xff\xff\x7f", pickle.PUT + b"2147483647\n", pickle.BINPUT + b"\x05"]
+)
+def test_a_memo_with_holes_is_refused_before_it_takes_memory(
+    store: bytes, small: Path, tmp_path: Path
+) -> None:
+    evil = with_pickle(small, tmp_path / "evil.pt", b"\x80\x02]" + store + b".")
+    with pytest.raises(NotReadable, match=r"found memo index \d+ in instruction 2 of the pickle"):
+        read_all(evil)
 
 
 def test_a_compressed_record_is_not_unpacked(small: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def save(path: Path, tensors: State) -> Path:
         },
         "scaler": {"scale": 65536.0},
         "best_acc1": np.float64(60.3),
-        "args": argparse.Namespace(model="ULIP_PointBERT", npoints=8192),
+        "args": argparse.Namespace(model="ULIP_PointBERT", npoints=8192, output_dir=Path("output")),
     }
     torch.save(content, path)
     return path

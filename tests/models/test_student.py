@@ -148,6 +148,21 @@ def test_clouds_are_cut_as_the_card_says(radius: float | None) -> None:
     np.testing.assert_allclose(found, rows(expected), atol=1e-6)
 
 
+def test_clouds_of_different_sizes_are_embedded_together_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = make_student()
+    encoder, head = student.point_encoder, student.point_head()
+    generator = torch.Generator().manual_seed(1)
+    clouds = [torch.randn(20 + 9 * i, 3, generator=generator).numpy() for i in range(5)]
+    alone = np.concatenate([embed_points(encoder, head, [cloud]) for cloud in clouds])
+    passes: list[int] = []
+    encoder.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    monkeypatch.setattr("crossmost.models.student.POINTS_AT_ONCE", 3 * POINT.groups * POINT.neighbors)
+    np.testing.assert_allclose(embed_points(encoder, head, iter(clouds)), alone, atol=1e-6)
+    assert passes == [3, 2]
+    monkeypatch.setattr("crossmost.models.student.POINTS_AT_ONCE", 1)
+    np.testing.assert_array_equal(embed_points(encoder, head, clouds), alone)
+
+
 def test_logits_are_float32_inside_mixed_precision() -> None:
     student, embedding = make_student(), unit(torch.randn(8, 6))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

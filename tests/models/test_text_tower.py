@@ -7,7 +7,8 @@ from torch.nn.functional import normalize
 
 from crossmost.errors import InputError
 from crossmost.models.clip import import_open_clip
-from crossmost.models.text_tower import PROMPTS, embed_classes, read_class_names, text_model
+from crossmost.models.text_tower import PROMPTS, embed_classes, text_model
+from crossmost.runtime.vocabulary import InvalidVocabulary
 
 TEMPLATES = ("a photo of a {}.", "itap of my {}.", "the {}")
 
@@ -132,47 +133,5 @@ def test_a_tokenizer_that_cannot_be_had_is_an_input_error(monkeypatch, tiny_clip
     ],
 )
 def test_names_and_templates_are_checked(names, templates, what, tiny_clip):
-    with pytest.raises(InputError, match=what):
+    with pytest.raises((InputError, InvalidVocabulary), match=what):
         embed_classes(names, clip=tiny_clip.name, weights=str(tiny_clip.weights), templates=templates)
-
-
-def test_class_names_from_a_file(tmp_path):
-    path = tmp_path / "classes.txt"
-    path.write_bytes("\ufeff# household\nmug\n\n  night stand  # beside the bed\nC#\r\ntable_lamp\n".encode())
-    assert read_class_names(path) == ("mug", "night stand", "C#", "table_lamp")
-    assert read_class_names(str(path)) == ("mug", "night stand", "C#", "table_lamp")
-
-
-def test_class_names_from_a_list():
-    assert read_class_names("mug, bowl,night stand,") == ("mug", "bowl", "night stand")
-
-
-@pytest.mark.parametrize(
-    ("source", "what"),
-    [
-        ("classes.txt", "found 'classes.txt'"),
-        ("mug", "found 'mug'"),
-        (",", "found none in ','"),
-        ("mug,bowl,mug", "'mug' more than once"),
-        ("Mug,mug", "CLIP ignores case"),
-    ],
-)
-def test_class_names_that_are_none(source, what, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=what):
-        read_class_names(source)
-
-
-def test_class_files_that_are_none(tmp_path):
-    empty = tmp_path / "empty.txt"
-    empty.write_text("# nothing yet\n\n")
-    with pytest.raises(InputError, match="found none"):
-        read_class_names(empty)
-    (tmp_path / "classes.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match="give it as --vocabulary"):
-        read_class_names(tmp_path / "classes.npz")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00mug")
-    with pytest.raises(InputError, match="UTF-8"):
-        read_class_names(tmp_path / "binary.txt")
-    with pytest.raises(InputError, match="expected a text file"):
-        read_class_names(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmost.data.catalog import UNKNOWN, Catalog
+from crossmost.data.catalog import UNKNOWN, Catalog, printable
 from crossmost.data.columns import Cloud, cloud_from_array, require_real
+from crossmost.data.evidence import evenly
+from crossmost.data.readers import POINTS_KEYS
 from crossmost.errors import InputError
 
 FORM = "points (N, P, 3), optional labels (N,), class_names (C,), split (N,), ids (N,)"
@@ -28,27 +31,38 @@ class ArraySource:
         """Read a row; float16 becomes float64 here and float32 once it is normalised."""
         return cloud_from_array(self.points[row], self.columns)
 
+    def evidence(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """The points of some of the rows."""
+        for row in evenly(rows):
+            yield self.points[row].tobytes()
+
 
 def is_archive(path: Path) -> bool:
-    """Whether a .npz holds many clouds (a three-dimensional `points`) and not one."""
-    return path.suffix.lower() == ".npz" and _stored_ndim(path) == 3
+    """Whether a .npz holds many clouds (three-dimensional points) and not one."""
+    return path.suffix.lower() == ".npz" and _points_key(path) is not None
 
 
-def _stored_ndim(path: Path) -> int | None:
-    """Dimensions of `points`, from its header alone; None where there is no such array."""
+def _points_key(path: Path) -> str | None:
+    """The name of the three-dimensional points, from the array's header alone; None where there are none.
+
+    The names are those that a single cloud may have, and any other where there is but one array.
+    """
     import zipfile
 
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("points.npy") as member:
-            form = np.lib.format
-            old = form.read_magic(member) == (1, 0)
-            shape, _, _ = (form.read_array_header_1_0 if old else form.read_array_header_2_0)(member)
-            return len(shape)
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            key = next((name for name in POINTS_KEYS if name in names), names[0] if len(names) == 1 else "")
+            with archive.open(f"{key}.npy") as member:
+                form = np.lib.format
+                old = form.read_magic(member) == (1, 0)
+                shape, _, _ = (form.read_array_header_1_0 if old else form.read_array_header_2_0)(member)
+                return key if len(shape) == 3 else None
     except (KeyError, ValueError, OSError, zipfile.BadZipFile):
         return None  # the reader of single clouds says what is wrong with it
 
 
-def catalog_archive(path: Path, *, columns: str | None) -> Catalog:
+def catalog_archive(path: Path, *, columns: str | None, labelled: bool = True) -> Catalog:
     """Open an archive of clouds.
 
     `points` is read once and stays in memory as it is stored: N x P x 3 x 2 bytes for float16, e.g. 30 MB for
@@ -56,18 +70,20 @@ def catalog_archive(path: Path, *, columns: str | None) -> Catalog:
 
     Args:
         path: a .npz with the arrays above. Without ids, rows are called `<stem>/<row>`; labels without
-            class_names are called by their numbers.
+            class_names are called by their numbers. Texts may be stored as bytes, as h5py does.
         columns: see `readers.read_cloud`.
+        labelled: whether labels are looked at; False leaves them out, whatever they are.
 
     Raises:
         InputError: pickled objects, or arrays that do not belong together.
     """
-    arrays = _load(path)
-    points = arrays["points"]
+    key = _points_key(path) or "points"
+    arrays = _load(path, (key, "split", "ids", *(("labels", "class_names") if labelled else ())))
+    points, stem = arrays[key], printable(path.stem)
     try:
         require_real(points)
         count = len(points)
-        ids = _texts(arrays, "ids", count) or [f"{path.stem}/{row}" for row in range(count)]
+        ids = _texts(arrays, "ids", count) or [f"{stem}/{row}" for row in range(count)]
         if len(set(ids)) < count:
             twice = Counter(ids).most_common(1)[0][0]
             raise InputError(f"expected ids that differ, found {twice!r} twice")
@@ -75,12 +91,11 @@ def catalog_archive(path: Path, *, columns: str | None) -> Catalog:
         splits = _texts(arrays, "split", count) or [""] * count
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return Catalog(path.stem, ArraySource(points, columns), ids, splits, labels, class_names, path.parent)
+    return Catalog(stem, ArraySource(points, columns), ids, splits, labels, class_names, path.parent)
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of the archive that this project knows."""
-    known = ("points", "labels", "class_names", "split", "ids")
+def _load(path: Path, known: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Those of the known arrays that the archive has."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in known if name in archive.files}
@@ -97,15 +112,18 @@ def _texts(arrays: dict[str, NDArray[Any]], name: str, count: int) -> list[str] 
         return None
     if arrays[name].shape != (count,):
         raise InputError(f"expected {name} of shape ({count},), found {arrays[name].shape}")
-    return [str(one) for one in arrays[name].tolist()]
+    return [_text(one) for one in arrays[name].tolist()]
 
 
 def _names(arrays: dict[str, NDArray[Any]]) -> list[str] | None:
     return (
-        None
-        if "class_names" not in arrays
-        else [str(one) for one in np.ravel(arrays["class_names"]).tolist()]
+        [_text(one) for one in np.ravel(arrays["class_names"]).tolist()] if "class_names" in arrays else None
     )
+
+
+def _text(stored: object) -> str:
+    """A text of an array, which may be kept as bytes; numbers as they are printed."""
+    return stored.decode("utf-8", "replace") if isinstance(stored, bytes) else str(stored)
 
 
 def check_labels(
@@ -114,28 +132,43 @@ def check_labels(
     """Bring stored labels and class names to one form.
 
     Args:
-        labels: (count,) or (count, 1) whole numbers, or None.
-        names: of the classes; None calls them "0", "1", ..., which no vocabulary will know.
+        labels: (count,) or (count, 1) whole numbers, -1 for a cloud whose class nobody gave; or the names of the
+            classes themselves, "" for none; or None.
+        names: of the classes; None takes those that occur, and calls numbers "0", "1", ..., which no vocabulary
+            will know.
         count: clouds.
 
     Returns:
         (count,) int64 labels, `UNKNOWN` where there are none, and the class names.
 
     Raises:
-        InputError: another shape, not whole numbers, or a label without a name.
+        InputError: another shape, neither whole numbers nor texts, or a label without a name.
     """
     if labels is None:
         return np.full(count, UNKNOWN, dtype=np.int64), ()
+    if labels.shape in ((count,), (count, 1)) and labels.dtype.kind in "SU":
+        labels, names = _numbered(labels, names)
     if labels.shape not in ((count,), (count, 1)) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"expected whole-number labels of shape ({count},), found {labels.dtype} {labels.shape}"
         )
     flat = labels.reshape(-1).astype(np.int64)
     class_names = tuple(names or map(str, range(int(flat.max(initial=-1)) + 1)))
-    if len(flat) and (flat.min() < 0 or flat.max() >= len(class_names)):
+    if len(flat) and (flat.min() < UNKNOWN or flat.max() >= len(class_names)):
         raise InputError(
             f"expected labels 0..{len(class_names) - 1} for the class names, found {flat.min()}..{flat.max()}"
         )
     if len(set(class_names)) < len(class_names):
         raise InputError("expected class names that differ, found one twice")
     return flat, class_names
+
+
+def _numbered(labels: NDArray[Any], names: list[str] | None) -> tuple[NDArray[np.int64], list[str]]:
+    """Labels that are class names as numbers into the names, which are those that occur where none are given."""
+    texts = [_text(one) for one in labels.reshape(-1).tolist()]
+    names = sorted(set(texts) - {""}) if names is None else names
+    numbers = {"": UNKNOWN} | {name: number for number, name in enumerate(names)}
+    strange = next((text for text in texts if text not in numbers), None)
+    if strange is not None:
+        raise InputError(f"expected labels out of the class names, found {strange!r}")
+    return np.array([numbers[text] for text in texts], dtype=np.int64), names

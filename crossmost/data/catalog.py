@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,9 @@ class Source(Protocol):
             InputError: that cloud cannot be read.
         """
 
+    def evidence(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """What tells the stored clouds of these rows from others, a copy's being the same; see `evidence`."""
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -36,11 +39,12 @@ class Catalog:
     Attributes:
         name: of the data set, for reports.
         source: reads the cloud of a row.
-        ids: one per row, unique; `views/<id>/*.png` below `folder` are its 2D views.
+        ids: one per row, unique and printable; `views/<id>/` below `folder` holds its 2D views.
         splits: one per row, "" where there is none.
         labels: (rows,) int64 into `class_names`, or `UNKNOWN`.
         class_names: empty where there are no classes.
         folder: where `views/` is looked for.
+        left_out: what lies there and is no part of it, a line each.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Catalog:
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     folder: Path
+    left_out: tuple[str, ...] = ()
 
     def rows_of(self, split: str | None) -> NDArray[np.int64]:
         """Rows of one split, or of all where `split` is None or "all".
@@ -65,6 +70,11 @@ class Catalog:
             found = f"found {', '.join(known)}" if known else "found a data set without splits: leave it out"
             raise InputError(f"{self.name}: expected a split named {split!r}, {found}")
         return rows
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be printed and written: a byte that is no UTF-8 becomes U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", name)  # Python holds such bytes as lone surrogates
 
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from crossmost.errors import InputError
 from crossmost.runtime.colors import NotColors, StoredColors, unit_colors
 
-COLOR_NAMES = (("red", "green", "blue"), ("r", "g", "b"), ("R", "G", "B"))
+COLOR_NAMES = (
+    ("red", "green", "blue"),
+    ("r", "g", "b"),
+    ("R", "G", "B"),
+    ("diffuse_red", "diffuse_green", "diffuse_blue"),
+)
 PACKED_NAMES = ("rgb", "rgba")
 
 
@@ -87,19 +92,20 @@ def cloud_from_fields(fields: Mapping[str, NDArray[Any]]) -> Cloud:
     """Read a cloud out of named columns.
 
     Args:
-        fields: (N,) arrays by name: x, y, z; colours as red, green, blue (or r, g, b) or packed as rgb or
+        fields: (N,) arrays by name: x, y, z (or X, Y, Z); colours by one of `COLOR_NAMES` or packed as rgb or
             rgba; further names are ignored.
 
     Raises:
         InputError: no x, y or z, no points, nothing finite, or colours that are none.
     """
-    missing = [axis for axis in "xyz" if axis not in fields]
+    axes = "XYZ" if set("XYZ") <= set(fields) and not set("xyz") & set(fields) else "xyz"
+    missing = [axis for axis in axes if axis not in fields]
     if missing:
         found = ", ".join(fields) or "none"
         raise InputError(f"expected the columns x, y and z, found {found}: {', '.join(missing)} missing")
-    for axis in "xyz":
+    for axis in axes:
         require_real(fields[axis])
-    xyz = np.stack([np.asarray(fields[axis], dtype=np.float64) for axis in "xyz"], axis=1)
+    xyz = np.stack([np.asarray(fields[axis], dtype=np.float64) for axis in axes], axis=1)
     require_points(xyz)
     raw = _stored_colors(fields)
     if raw is None:
@@ -137,11 +143,15 @@ def decode_colors(raw: NDArray[Any]) -> tuple[NDArray[np.float32], StoredColors]
         ) from None
 
 
+def color_names(fields: Collection[str]) -> tuple[str, ...] | None:
+    """The names that red, green and blue have among some fields, or None where one of them is missing."""
+    return next((names for names in COLOR_NAMES if set(names) <= set(fields)), None)
+
+
 def _stored_colors(fields: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
     """The (N, 3) colours of named columns as stored, or None."""
-    for names in COLOR_NAMES:
-        if all(name in fields for name in names):
-            return np.stack([fields[name] for name in names], axis=1)
+    if names := color_names(fields):
+        return np.stack([fields[name] for name in names], axis=1)
     for name in PACKED_NAMES:
         if name in fields:
             return unpack_colors(np.asarray(fields[name]))
@@ -162,6 +172,8 @@ def unpack_colors(packed: NDArray[Any]) -> NDArray[np.uint8]:
         (N, 3) uint8 red, green, blue.
     """
     require_real(packed)
+    if not packed.dtype.isnative:
+        packed = packed.byteswap().view(packed.dtype.newbyteorder())
     bits: NDArray[Any] = packed.astype(np.int64) if np.issubdtype(packed.dtype, np.integer) else packed
     if np.issubdtype(packed.dtype, np.floating):
         finite = packed[np.isfinite(packed)]

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.data.archive import catalog_archive, is_archive
-from crossmost.data.catalog import UNKNOWN, Catalog, Source, natural_key
+from crossmost.data.catalog import UNKNOWN, Catalog, Source, printable
 from crossmost.data.class_names import positions_in
 from crossmost.data.columns import Cloud, check_columns
 from crossmost.data.folder import VIEWS, catalog_file, catalog_folder
 from crossmost.data.official import catalog_official, is_official
 from crossmost.data.orientation import check_up_axis, rotate_to_z_up
+from crossmost.data.pictures import Pictures, picture_paths
 from crossmost.errors import InputError
 from crossmost.runtime.colors import MISSING_COLOR
 from crossmost.runtime.preprocess import InvalidCloud, prepare
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MESH_SAMPLES = 8192
 """Points drawn from a mesh before thinning, at least: many, thinned, cover a surface more evenly than few."""
@@ -54,13 +52,17 @@ class Preparation:
             raise InputError(f"expected at least one point a cloud, found {self.points} and {self.least}")
 
     def apply(self, cloud: Cloud) -> NDArray[np.float32]:
-        """Rotate to z up, colour, normalise and thin: (n, 3 or 6) float32; raises InvalidCloud."""
+        """Turn, normalise and thin: (n, 3 or 6) float32; raises InvalidCloud."""
+        return prepare(self.turn(cloud), most=self.points, least=self.least, scattered=self.scattered)
+
+    def turn(self, cloud: Cloud) -> NDArray[np.float64]:
+        """Rotate to z up and colour: (N, 3 or 6) float64, all points there are, in the file's own unit."""
         points = rotate_to_z_up(cloud.xyz, self.up_axis)
-        if self.channels == 6:
-            rgb = cloud.rgb if self.color == "auto" and cloud.rgb is not None else None
-            colors = np.full(points.shape, MISSING_COLOR) if rgb is None else rgb.astype(np.float64)
-            points = np.concatenate([points, colors], axis=1)
-        return prepare(points, most=self.points, least=self.least, scattered=self.scattered)
+        if self.channels == 3:
+            return points
+        rgb = cloud.rgb if self.color == "auto" and cloud.rgb is not None else None
+        colors = np.full(points.shape, MISSING_COLOR) if rgb is None else rgb.astype(np.float64)
+        return np.concatenate([points, colors], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,7 @@ class CloudDataset:
         labels: (len,) int64 into `class_names`, or None where any cloud's class is unknown. For reporting
             only: training is given `unlabelled()`.
         splits: all splits of the data set, whichever is selected; empty where it has none.
+        left_out: what lies there and is no part of the data set, a line each.
         bad: reason by id of the clouds that could not be loaded so far.
     """
 
@@ -93,6 +96,7 @@ class CloudDataset:
     folder: Path
     preparation: Preparation
     splits: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     bad: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -126,6 +130,17 @@ class CloudDataset:
         except InvalidCloud as error:
             raise InputError(f"{self.ids[index]}: {error}") from error
 
+    def load_whole(self, index: int) -> NDArray[np.float64]:
+        """Read a cloud for somebody who prepares it, as a classifier does.
+
+        Returns:
+            (N, 3 or 6) float64: z up, in the file's own unit, with all its points; colours in columns 3 to 5.
+
+        Raises:
+            InputError: it cannot be read or holds no usable point.
+        """
+        return self.preparation.turn(self.read(index))
+
     def try_load(self, index: int) -> NDArray[np.float32] | None:
         """Load a cloud, or record in `bad` why it cannot be and return None."""
         try:
@@ -153,25 +168,26 @@ class CloudDataset:
             found = f"expected at most a tenth of bad files, found {len(bad)} of {len(chosen)} tried"
             raise InputError(f"{self.name}: {found}: {first}")
 
-    def views(self, index: int) -> list[Image] | None:
-        """The pictures the user put in `views/<id>/*.png`, RGB, 2.png before 10.png; None where there are none.
+    def views(self, index: int) -> Pictures | None:
+        """The pictures the user put in `views/<id>/`, .png or .jpg, 2.png before 10.png; None where there are none.
 
-        A picture that cannot be read is left out and recorded in `bad`.
+        They are opened one by one as they are looked at; one that cannot be read is None and recorded in `bad`.
         """
-        folder = self.folder / VIEWS / self.ids[index]
-        if not folder.is_dir():
-            return None
-        from PIL import Image
+        paths = picture_paths(self.folder / VIEWS / self.ids[index])
 
-        pictures = []
-        for path in sorted(folder.glob("*.png"), key=lambda path: natural_key(path.name)):
-            try:
-                with Image.open(path) as picture:
-                    pictures.append(picture.convert("RGB"))
-            except (OSError, SyntaxError, ValueError) as error:  # Pillow reports a broken PNG as any of these
-                name = f"{VIEWS}/{self.ids[index]}/{path.name}"
-                self.bad[name] = f"{path}: expected a picture, found {error}"
-        return pictures or None
+        def note(path: Path, reason: str) -> None:
+            name = f"{VIEWS}/{self.ids[index]}/{printable(path.name)}"
+            self.bad[name] = f"{printable(str(path))}: expected a picture, found {printable(reason)}"
+
+        return Pictures(paths, note) if paths else None
+
+    def contents(self) -> str:
+        """A digest of what the clouds are made of, the same for a copy; see `evidence` of the source."""
+        digest = hashlib.sha256()
+        for piece in self.source.evidence(self.rows.tolist()):
+            digest.update(b"%d:" % len(piece))
+            digest.update(piece)
+        return digest.hexdigest()
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> CloudDataset:
         """The clouds at some indices, in that order, or where a mask is true."""
@@ -217,6 +233,7 @@ def open_dataset(
     color: str = "auto",
     channels: int = 3,
     scattered: bool = False,
+    labelled: bool = True,
 ) -> CloudDataset:
     """Open clouds stored in any of the forms of DESIGN section 4, without reading them.
 
@@ -231,6 +248,7 @@ def open_dataset(
         color: "auto" takes colours where a file has them, "none" never; what is missing is `MISSING_COLOR`.
         channels: 3 for xyz, 6 for xyz and rgb.
         scattered: order the points as `crossmost.runtime.preprocess.scatter` does, for an encoder of balls.
+        labelled: whether labels and class folders are looked at; False takes none of them for a class.
 
     Raises:
         InputError: nothing there, no clouds in it, no such split, or options that make no sense.
@@ -239,11 +257,11 @@ def open_dataset(
     preparation = Preparation(
         sys.maxsize if points is None else points, least, up_axis, columns, color, channels, scattered
     )
-    catalog = _catalog(Path(path), columns, max(MESH_SAMPLES, points or 0))
+    catalog = _catalog(Path(path), columns, max(MESH_SAMPLES, points or 0), labelled)
     rows = catalog.rows_of(split)
     if len(rows) == 0:
         raise InputError(f"{path}: expected at least one cloud, found none in it")
-    labels = catalog.labels[rows] if catalog.class_names else None
+    labels = catalog.labels[rows] if labelled and catalog.class_names else None
     if labels is None or (labels == UNKNOWN).any():
         labels = None
     return CloudDataset(
@@ -257,17 +275,18 @@ def open_dataset(
         folder=catalog.folder,
         preparation=preparation,
         splits=tuple(sorted(set(catalog.splits) - {""})),
+        left_out=catalog.left_out,
     )
 
 
-def _catalog(path: Path, columns: str | None, samples: int) -> Catalog:
+def _catalog(path: Path, columns: str | None, samples: int, labelled: bool) -> Catalog:
     """Find the form of what lies at a path."""
     if is_official(path):
-        return catalog_official(path, columns=columns)
+        return catalog_official(path, columns=columns, labelled=labelled)
     if path.is_dir():
         return catalog_folder(path, columns=columns, samples=samples)
     if not path.exists():
         raise InputError(f"{path}: expected a folder or file of clouds, found nothing there")
     if is_archive(path):
-        return catalog_archive(path, columns=columns)
+        return catalog_archive(path, columns=columns, labelled=labelled)
     return catalog_file(path, columns=columns, samples=samples)

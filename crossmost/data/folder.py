@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from crossmost.data.catalog import UNKNOWN, Catalog
+from crossmost.data.catalog import UNKNOWN, Catalog, printable
 from crossmost.data.columns import Cloud
+from crossmost.data.evidence import evenly, pieces_of, size_of
 from crossmost.data.readers import SUFFIXES, read_cloud
 from crossmost.errors import InputError
 
-SPLITS = ("train", "val", "test")
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+"""The split by the name of its folder, in lower case."""
+
 VIEWS = "views"
+
+COMPANIONS = frozenset(
+    {".mtl", ".png", ".jpg", ".jpeg", ".tga", ".bmp", ".webp", ".md", ".json", ".yaml", ".yml", ".html"}
+)
+"""What lies beside clouds as a rule: materials and pictures of meshes, notes."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,28 @@ class FolderSource:
         """Read the file of a row; see `readers.read_cloud`."""
         return read_cloud(self.folder / self.files[row], columns=self.columns, samples=self.samples)
 
+    def evidence(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """Sizes of all files, and both ends of some of them."""
+        for row in rows:
+            yield size_of(self.folder / self.files[row])
+        for row in evenly(rows):
+            yield pieces_of(self.folder / self.files[row])
+
+
+@dataclass
+class Found:
+    """What a walk comes across.
+
+    Attributes:
+        clouds: relative POSIX paths.
+        others: files of other suffixes, counted by suffix in lower case.
+        hdf: the first .h5 file, or None.
+    """
+
+    clouds: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    hdf: str | None = None
+
 
 def catalog_folder(folder: Path, *, columns: str | None, samples: int) -> Catalog:
     """Index every cloud and mesh below a folder.
@@ -40,11 +70,11 @@ def catalog_folder(folder: Path, *, columns: str | None, samples: int) -> Catalo
     relative paths without the suffix (with it where two files differ in nothing else). Names that begin
     with a dot are left out, and so is `views/`.
 
-    Folders named train, val or test are splits where they are all that the root holds, or directly below
-    a class folder (ModelNet's `<class>/train/*.off`). Otherwise the first folder of a path is its class:
-    `<class>/...`, `<split>/<class>/...`, `<class>/<split>/...`. A file that no class folder holds has no
-    class, and a selection with such a file has no labels at all: scores over the labelled part alone would
-    pass for scores over the whole.
+    Folders named train, val (valid, validation, dev) or test are splits where they are all that the root holds,
+    where there are two of them (other folders beside them are left out then), or directly below a class folder
+    (ModelNet's `<class>/train/*.off`). Otherwise the first folder of a path is its class: `<class>/...`,
+    `<split>/<class>/...`, `<class>/<split>/...`. A file that no class folder holds has no class, and a selection
+    with such a file has no labels at all: scores over the labelled part alone would pass for scores over the whole.
 
     Args:
         folder: an existing folder.
@@ -54,22 +84,27 @@ def catalog_folder(folder: Path, *, columns: str | None, samples: int) -> Catalo
     Raises:
         InputError: no cloud below the folder.
     """
-    files = sorted(_walk(folder))
-    if not files:
-        raise InputError(
-            f"{folder}: expected clouds or meshes ({' '.join(sorted(SUFFIXES))}), found none in it"
-        )
-    places = _places(files)
+    found = Found()
+    _walk(folder, "", frozenset(), found)
+    if not found.clouds:
+        raise InputError(f"{printable(str(folder))}: {_nothing(folder, found)}")
+    files = sorted(found.clouds)
+    splits = _split_folders(files)
+    beside = [file for file in files if splits and "/" in file and file.split("/")[0] not in splits]
+    if beside:
+        files = sorted(set(files) - set(beside))
+    places = _places(files, splits)
     class_names = tuple(sorted({name for _, name in places if name}))
     index = {name: label for label, name in enumerate(class_names)}
     return Catalog(
-        name=folder.resolve().name,
+        name=printable(folder.resolve().name),
         source=FolderSource(folder, tuple(files), columns, samples),
         ids=_ids(files),
         splits=[split for split, _ in places],
         labels=np.array([index[name] if name else UNKNOWN for _, name in places], dtype=np.int64),
         class_names=class_names,
         folder=folder,
+        left_out=tuple(_left_out(found.others, beside, splits)),
     )
 
 
@@ -83,9 +118,9 @@ def catalog_file(path: Path, *, columns: str | None, samples: int) -> Catalog:
         known = " ".join(sorted(SUFFIXES))
         raise InputError(f"{path}: expected one of {known} or .h5, found {path.suffix or 'no suffix'}")
     return Catalog(
-        name=path.stem,
+        name=printable(path.stem),
         source=FolderSource(path.parent, (path.name,), columns, samples),
-        ids=(path.stem,),
+        ids=(printable(path.stem),),
         splits=("",),
         labels=np.array([UNKNOWN], dtype=np.int64),
         class_names=(),
@@ -93,44 +128,96 @@ def catalog_file(path: Path, *, columns: str | None, samples: int) -> Catalog:
     )
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Relative POSIX paths of the clouds below a folder; a link back into a folder above is not followed."""
-    pending = [("", folder)]
-    seen = set()
-    while pending:
-        prefix, current = pending.pop()
-        status = os.stat(current)
-        if (status.st_dev, status.st_ino) in seen:
+def is_split(name: str) -> bool:
+    """Whether a folder of this name is a split where its neighbours are splits too."""
+    return name.lower() in SPLITS
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: Found) -> None:
+    """Collect what lies below a folder; a link to one of the folders `above` it would lead round in a circle."""
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        inside = sorted(entries, key=lambda entry: entry.name)
+    for entry in inside:
+        if entry.name.startswith((".", "__MACOSX")) or (not prefix and entry.name == VIEWS):
             continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if entry.name.startswith((".", "__MACOSX")) or (not prefix and entry.name == VIEWS):
-                    continue
-                if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
-                    yield prefix + entry.name
-                elif entry.is_dir():
-                    pending.append((f"{prefix}{entry.name}/", Path(entry.path)))
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix in SUFFIXES and entry.is_file():
+            found.clouds.append(prefix + entry.name)
+        elif entry.is_dir():
+            _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {here}, found)
+        elif suffix not in COMPANIONS and entry.is_file():
+            found.others[printable(suffix)] += 1
+            if suffix in (".h5", ".hdf5") and found.hdf is None:
+                found.hdf = prefix + entry.name
 
 
-def _places(files: list[str]) -> list[tuple[str, str | None]]:
-    """The split ("" for none) and the class (None for none) that each path tells."""
-    folders = [path.split("/")[:-1] for path in files]
+def _nothing(folder: Path, found: Found) -> str:
+    """What to say of a folder without a cloud."""
+    wanted = f"expected clouds or meshes ({' '.join(sorted(SUFFIXES))}), found none in it"
+    if found.hdf is not None:
+        return f"{wanted} but .h5 files of no official name: give one itself, {printable(str(folder / found.hdf))}"
+    return f"{wanted} but {_counted(found.others)}" if found.others else wanted
+
+
+def _counted(others: Counter[str]) -> str:
+    """The most frequent suffixes with their numbers of files."""
+    kinds = ", ".join(f"{count} {suffix or 'suffixless'}" for suffix, count in others.most_common(5))
+    return f"{kinds} file{'s' if others.total() > 1 else ''}"
+
+
+def _left_out(others: Counter[str], beside: list[str], splits: set[str]) -> Iterator[str]:
+    """A line for files of other formats, and one for folders beside the splits."""
+    if others:
+        were = "were" if others.total() > 1 else "was"
+        yield f"{_counted(others)} {were} left out: not a format that is read"
+    if beside:
+        folders = ", ".join(f"{name}/" for name in sorted({printable(file.split("/")[0]) for file in beside}))
+        taken = ", ".join(f"{name}/" for name in sorted(splits))
+        yield f"{folders} ({len(beside)} clouds) left out: {taken} beside it are taken for splits"
+
+
+def _split_folders(files: Sequence[str]) -> set[str]:
+    """The folders of the root that are splits."""
+    tops = {file.split("/")[0] for file in files if "/" in file}
+    splits = {name for name in tops if is_split(name)}
     # A folder named train among folders named airplane and bus is a class of toy trains.
-    tops_are_splits = {parts[0].lower() for parts in folders if parts} <= set(SPLITS)
+    certain = splits == tops or len({SPLITS[name.lower()] for name in splits}) > 1
+    return splits if certain else set()
+
+
+def _places(files: Sequence[str], splits: set[str]) -> list[tuple[str, str | None]]:
+    """The split ("" for none) and the class (None for none) that each path tells."""
     places: list[tuple[str, str | None]] = []
-    for parts in folders:
-        if parts and tops_are_splits:
-            places.append((parts[0].lower(), parts[1] if len(parts) > 1 else None))
-        elif len(parts) > 1 and parts[1].lower() in SPLITS:
-            places.append((parts[1].lower(), parts[0]))
+    for file in files:
+        parts = [printable(part) for part in file.split("/")[:-1]]
+        if parts and splits:
+            places.append((SPLITS[parts[0].lower()], parts[1] if len(parts) > 1 else None))
+        elif len(parts) > 1 and is_split(parts[1]):
+            places.append((SPLITS[parts[1].lower()], parts[0]))
         else:
             places.append(("", parts[0] if parts else None))
     return places
 
 
-def _ids(files: list[str]) -> list[str]:
-    """Paths without suffix, with it where it alone tells two files apart."""
-    stems = [str(PurePosixPath(path).with_suffix("")) for path in files]
-    count = Counter(stems)
-    return [path if count[stem] > 1 else stem for path, stem in zip(files, stems, strict=True)]
+def _ids(files: Sequence[str]) -> list[str]:
+    """Paths without suffix, with it where it alone tells two files apart, and with a number where nothing does."""
+    whole = [printable(file) for file in files]
+    ids = [str(PurePosixPath(file).with_suffix("")) for file in whole]
+    while True:
+        count = Counter(ids)
+        longer = [full if count[one] > 1 else one for one, full in zip(ids, whole, strict=True)]
+        if longer == ids:
+            break
+        ids = longer  # a.npy.npy without its suffix may be another's whole name
+    taken: set[str] = set()
+    for place, one in enumerate(ids):
+        number = 2
+        while ids[place] in taken:  # bytes that cannot be printed told them apart
+            ids[place] = f"{one} ({number})"
+            number += 1
+        taken.add(ids[place])
+    return ids

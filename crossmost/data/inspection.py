@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from crossmost.data.catalog import printable
 from crossmost.data.cloud_facts import CloudFacts, measure
 from crossmost.data.dataset import CloudDataset, open_dataset
+from crossmost.data.folder import FolderSource
 from crossmost.data.official import HdfSource
 from crossmost.data.upright import UNSURE, UpGuess, decide
 from crossmost.errors import InputError
@@ -135,7 +137,7 @@ def _summarise(path: Path | str, dataset: CloudDataset, facts: list[CloudFacts])
     stored = [one.colors for one in facts if one.colors is not None]
     up = decide(np.array([one.up for one in facts]))
     return Inspection(
-        path=str(path),
+        path=printable(str(path)),
         clouds=len(dataset),
         measured=len(facts) + len(dataset.bad),
         points=(min(counts), int(np.median(counts)), max(counts)),
@@ -176,13 +178,15 @@ def _unit(facts: list[CloudFacts]) -> str:
 
 def _set_warnings(dataset: CloudDataset, up: UpGuess) -> list[str]:
     """What is wrong with the data set as a whole."""
-    given, warnings = dataset.preparation.up_axis, []
+    given, warnings = dataset.preparation.up_axis, list(dataset.left_out)
     if dataset.bad:
         warnings.append(f"{len(dataset.bad)} clouds cannot be read: skipped, and refused above a tenth")
     if isinstance(dataset.source, HdfSource) and given == "z":
         warnings.append("ModelNet40 and ScanObjectNN distribute y-up clouds, read as z-up: give --up-axis y")
     elif up.axis not in (UNSURE, given):
         warnings.append(f"the shapes look {up.axis}-up but are read as {given}-up: try --up-axis {up.axis}")
+    if isinstance(dataset.source, FolderSource):
+        warnings += _folder_warnings(dataset, dataset.source)
     counts = _class_counts(dataset)
     if counts and max(counts.values()) >= IMBALANCE * min(counts.values()):
         few, many = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
@@ -191,6 +195,27 @@ def _set_warnings(dataset: CloudDataset, up: UpGuess) -> list[str]:
     below = Counter("/" in one for one in dataset.ids)
     if dataset.labels is None and below[True] and below[False]:
         warnings.append(f"no labels: {below[False]} of {len(dataset)} clouds lie outside the class folders")
+    return warnings
+
+
+def _folder_warnings(dataset: CloudDataset, source: FolderSource) -> list[str]:
+    """What the names of files and folders tell of a wrong axis or a wrong folder."""
+    given, warnings = dataset.preparation.up_axis, []
+    suffixes = Counter(PurePath(source.files[row]).suffix.lower() for row in dataset.rows.tolist())
+    glb, others = suffixes[".glb"], " ".join(sorted(set(suffixes) - {".glb"}))
+    if glb and given != "y" and others:
+        warnings.append(
+            f"{glb} of {len(dataset)} files are .glb, y-up by specification and read as {given}-up like the {others}: "
+            "unless those are y-up too, no --up-axis is right for all: give one folder at a time"
+        )
+    elif glb and given != "y":
+        warnings.append(f".glb is y-up by specification, and read as {given}-up: give --up-axis y")
+    only = dataset.class_names[0] if dataset.class_names and len(dataset.class_names) == 1 else None
+    if only is not None and all(one.startswith(f"{only}/") for one in dataset.ids):
+        inner = printable(str(source.folder / only))
+        warnings.append(
+            f"all clouds lie in {only}/, which is taken for their class: if it is none, give {inner}"
+        )
     return warnings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import zlib
 from pathlib import Path
@@ -11,11 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.data.columns import Cloud, decode_colors, require_points
+from crossmost.data.gltf import check_glb
+from crossmost.data.obj import with_unit_colors
 from crossmost.errors import InputError
 from crossmost.runtime.colors import MISSING_COLOR, StoredColors
 
+TEXTURED = (".obj", ".glb")
+"""Formats that keep colours in pictures beside or inside the file."""
 
-def read_mesh(path: Path, samples: int, faces: int = 0) -> Cloud:
+
+def read_mesh(
+    path: Path,
+    samples: int,
+    faces: int = 0,
+    *,
+    content: bytes | None = None,
+    colors: NDArray[np.uint8] | None = None,
+) -> Cloud:
     """Sample a mesh's surface uniformly by area; a file without faces is a cloud of its vertices.
 
     A scene (.glb) is flattened with its transforms. The seed is the file's name, not its folder, so that
@@ -27,17 +40,28 @@ def read_mesh(path: Path, samples: int, faces: int = 0) -> Cloud:
         path: a file of a suffix trimesh reads.
         samples: points drawn.
         faces: how many the file says it has, where that was read already.
+        content: what is read instead of the file's bytes.
+        colors: (V, 3) of its V vertices, instead of what trimesh makes of them.
 
     Raises:
-        InputError: neither faces nor vertices, or fewer faces than the file says it has.
+        InputError: neither faces nor vertices, fewer faces than the file says it has, or a .glb of a kind that
+            trimesh misreads.
+        ImportError: a library is missing.
     """
     import trimesh
 
-    if path.suffix.lower() == ".off":
+    suffix = path.suffix.lower()
+    if suffix in TEXTURED:
+        import PIL  # noqa: F401  # without it trimesh reads white where there is a picture, and says nothing
+    if suffix == ".off":
         _require_whole_off(path)
-    # process=False: merging vertices would cost time and change nothing about the surface.
-    parts: list[Any] = trimesh.load_scene(str(path), process=False).dump()
-    geometry = [part for part in parts if len(part.vertices)]
+    elif suffix == ".glb":
+        check_glb(path)
+    elif suffix == ".obj":
+        content = with_unit_colors(path)
+    geometry = [part for part in _load(path, content) if len(part.vertices)]
+    if colors is not None and len(geometry) == 1 and len(geometry[0].vertices) == len(colors):
+        geometry[0].visual = trimesh.visual.ColorVisuals(geometry[0], vertex_colors=colors)
     solids = [part for part in geometry if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     if sum(len(part.faces) for part in solids) < faces:
         raise InputError(f"expected {faces} faces as its header says, found fewer: copy it again")
@@ -45,6 +69,22 @@ def read_mesh(path: Path, samples: int, faces: int = 0) -> Cloud:
         raise InputError("expected a mesh or a cloud, found neither faces nor vertices")
     rng = np.random.default_rng(zlib.crc32(path.name.encode()))
     return _sample(solids, samples, rng) or _vertices(geometry)
+
+
+def _load(path: Path, content: bytes | None) -> list[Any]:
+    """The parts of a file, moved to their places."""
+    import trimesh
+
+    # process=False: merging vertices would cost time and change nothing about the surface.
+    if content is None:
+        scene = trimesh.load_scene(str(path), process=False)
+    else:
+        beside = trimesh.resolvers.FilePathResolver(str(path))  # where materials and pictures are looked for
+        scene = trimesh.load_scene(
+            io.BytesIO(content), file_type=path.suffix[1:].lower(), resolver=beside, process=False
+        )
+    parts: list[Any] = scene.dump()
+    return parts
 
 
 def _require_whole_off(path: Path) -> None:
@@ -101,11 +141,20 @@ def _face_colors(part: Any, faces: NDArray[Any], barycentric: NDArray[np.float64
             corners = np.asarray(visual.uv)[part.faces[faces]]
             colors = visual.material.to_color(np.einsum("nc,ncd->nd", barycentric, corners))
         # A material without a texture has one colour for all of it.
-        return np.asarray(visual.material.main_color if colors is None else colors)[..., :3]
+        rgb = np.asarray(visual.material.main_color if colors is None else colors)[..., :3]
+        tint = _tint(visual.material)
+        return rgb if tint is None else rgb * (tint / 255.0)
     if visual.kind == "vertex":
         corners = visual.vertex_colors[part.faces[faces]][..., :3]
         return np.einsum("nc,ncd->nd", barycentric, corners)
     return visual.face_colors[faces][:, :3] if visual.kind == "face" else None
+
+
+def _tint(material: Any) -> NDArray[Any] | None:
+    """What glTF multiplies a texture with, (3,) uint8, or None: .obj has nothing that its writers agree on."""
+    if getattr(material, "baseColorTexture", None) is None or material.baseColorFactor is None:
+        return None
+    return np.asarray(material.baseColorFactor)[:3]
 
 
 def _vertices(geometry: list[Any]) -> Cloud:

@@ -6,7 +6,7 @@ Both are y-up: open them with `up_axis="y"` (`--up-axis y`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.data.archive import check_labels
-from crossmost.data.catalog import Catalog, natural_key
+from crossmost.data.catalog import Catalog, natural_key, printable
 from crossmost.data.columns import Cloud, cloud_from_array
+from crossmost.data.evidence import pieces_of, size_of
 from crossmost.errors import InputError
 
 SCANOBJECTNN_CLASSES = (
@@ -31,6 +32,9 @@ _SPLIT_OF = {"training": "train", "train": "train", "test": "test"}
 _MODELNET = re.compile(r"(?P<variant>.+)_(?P<split>train|test)\d*")  # ply_data_train0
 _SCANOBJECTNN = re.compile(r"(?P<split>training|test)_(?P<variant>.*objectdataset.*)")
 _SPLIT_FOLDER = re.compile(r"(main_split|split\d)(_nobg)?")
+
+PIECES = 64
+"""Of a file that are looked at to tell it from another."""
 
 Variants = dict[str, list[tuple[str, Path]]]
 """Files of each variant, with their splits."""
@@ -54,6 +58,12 @@ class HdfSource:
         with _opened(self.files[index]) as file:
             return cloud_from_array(file["data"][row - self.starts[index]], self.columns)
 
+    def evidence(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """Size and pieces of each file that holds some of the rows."""
+        for index in sorted(set(np.searchsorted(self.starts, rows, side="right").tolist())):
+            yield size_of(self.files[index - 1])
+            yield pieces_of(self.files[index - 1], PIECES)
+
 
 def is_official(path: Path) -> bool:
     """Whether a path is an .h5 file, a folder of them, or the name of a variant (see `catalog_official`)."""
@@ -64,7 +74,7 @@ def is_official(path: Path) -> bool:
     return not path.exists() and path.name in _variants(path.parent)
 
 
-def catalog_official(path: Path, *, columns: str | None) -> Catalog:
+def catalog_official(path: Path, *, columns: str | None, labelled: bool = True) -> Catalog:
     """Open the official .h5 files lazily: shapes and labels now, points when a cloud is loaded.
 
     Args:
@@ -73,6 +83,7 @@ def catalog_official(path: Path, *, columns: str | None) -> Catalog:
             with one variant; or a variant by name, i.e. its files' names without split and suffix, for both
             splits: `main_split/objectdataset_augmentedrot_scale75`. Its `mask` is not used.
         columns: see `readers.read_cloud`.
+        labelled: whether labels are looked at; False leaves them out, whatever they are.
 
     Raises:
         InputError: several variants, a listed file that is missing, or arrays of another form.
@@ -89,20 +100,20 @@ def catalog_official(path: Path, *, columns: str | None) -> Catalog:
         files = [(_split_and_variant(path)[0], path)]
     else:
         files = _variants(path.parent)[path.name]
-    return _catalog(path, files, columns)
+    return _catalog(path, files, columns, labelled)
 
 
-def _catalog(path: Path, files: list[tuple[str, Path]], columns: str | None) -> Catalog:
+def _catalog(path: Path, files: list[tuple[str, Path]], columns: str | None, labelled: bool) -> Catalog:
     ids: list[str] = []
     splits: list[str] = []
     starts: list[int] = []
     labels: list[NDArray[Any] | None] = []
     for split, file in files:
-        count, label = _measure(file)
+        count, label = _measure(file, labelled)
         starts.append(len(ids))
         labels.append(label)
         splits += [split] * count
-        ids += [f"{file.stem}/{row}" for row in range(count)]
+        ids += [f"{printable(file.stem)}/{row}" for row in range(count)]
     known = [label for label in labels if label is not None]
     stored = np.concatenate(known) if len(known) == len(labels) else None
     first = files[0][1]
@@ -111,19 +122,19 @@ def _catalog(path: Path, files: list[tuple[str, Path]], columns: str | None) -> 
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     source = HdfSource(tuple(file for _, file in files), tuple(starts), columns)
-    name = path.resolve().name if path.is_dir() else path.stem
+    name = printable(path.resolve().name if path.is_dir() else path.stem)
     return Catalog(name, source, ids, splits, numbers, class_names, first.parent)
 
 
-def _measure(file: Path) -> tuple[int, NDArray[Any] | None]:
-    """How many clouds a file holds, and their labels, (M,) or None."""
+def _measure(file: Path, labelled: bool) -> tuple[int, NDArray[Any] | None]:
+    """How many clouds a file holds, and their labels where they are asked for, (M,) or None."""
     with _opened(file) as content:
         if "data" not in content or len(content["data"].shape) != 3:
             found = ", ".join(f"{name} {getattr(content[name], 'shape', '')}" for name in content)
             wanted = "expected an array named data of shape (M, P, 3)"
             raise InputError(f"{file}: {wanted}, found {found or 'nothing'}")
         count = len(content["data"])
-        label = content["label"][()] if "label" in content else None
+        label = content["label"][()] if labelled and "label" in content else None
     if label is None:
         return count, None
     if label.size != count:

@@ -7,7 +7,6 @@ are imported by the functions that need them: somebody who has .npy files needs 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.data.catalog import printable
 from crossmost.data.columns import Cloud, check_columns, cloud_from_array, cloud_from_fields
 from crossmost.data.meshes import read_mesh
+from crossmost.data.pcd import read_fields
+from crossmost.data.ply import read_ply
 from crossmost.errors import InputError
 
 T = TypeVar("T")
@@ -47,19 +49,22 @@ def read_cloud(path: Path, *, columns: str | None = None, samples: int = 8192) -
         InputError: whatever is wrong with the file, in one line that begins with its path.
     """
     path = Path(path)
+    shown = printable(str(path))
     try:
         check_columns(columns)
         return _reader(path)(path, columns, samples)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{shown}: {error}") from error
     except ImportError as error:
+        # trimesh raises some of these anew, without the name.
+        needed = error.name or str(error).removeprefix("No module named ").strip("'") or "another library"
         raise InputError(
-            f"{path}: reading {path.suffix} needs {error.name}: pip install 'crossmost[io]'"
+            f"{shown}: reading {path.suffix} needs {needed}: pip install 'crossmost[io]'"
         ) from error
     except Exception as error:  # a parser meets damage anywhere in a file and raises anything at all
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = printable(" ".join(str(error).split())) or type(error).__name__
         raise InputError(
-            f"{path}: expected a readable {path.suffix.lower()} file, found damage ({reason[:160]}): "
+            f"{shown}: expected a readable {path.suffix.lower()} file, found damage ({reason[:160]}): "
             "write or copy it again"
         ) from error
 
@@ -130,41 +135,11 @@ def _from_numpy(array: NDArray[Any], columns: str | None) -> Cloud:
 
 
 def _read_ply(path: Path, columns: str | None, samples: int) -> Cloud:
-    if faces := _ply_faces(path):
-        return read_mesh(path, samples, faces)
-    import plyfile
-
-    elements = {element.name: element for element in plyfile.PlyData.read(str(path)).elements}
-    if "vertex" not in elements:
-        raise InputError(f"expected an element named vertex, found {', '.join(elements) or 'none'}")
-    vertices = elements["vertex"].data
-    return cloud_from_fields({name: vertices[name] for name in vertices.dtype.names})
-
-
-def _ply_faces(path: Path) -> int:
-    """How many faces the header of a .ply promises."""
-    with path.open("rb") as file:
-        if file.readline(16).strip() != b"ply":
-            raise InputError("expected a .ply file, its first line is not 'ply'")
-        for _ in range(1000):  # a header is a few dozen lines; binary data never ends one
-            line = file.readline(4096)
-            if line.strip() == b"end_header" or not line:
-                break
-            if match := re.match(rb"\s*element\s+face\s+(\d+)", line):
-                return int(match.group(1))
-    return 0
+    return read_ply(path, samples)
 
 
 def _read_pcd(path: Path, columns: str | None, samples: int) -> Cloud:
-    import pypcd4
-
-    cloud = pypcd4.PointCloud.from_path(str(path))
-    rows = np.atleast_1d(cloud.pc_data)
-    if len(rows) != cloud.points:
-        raise InputError(
-            f"expected {cloud.points} points as its header says, found {len(rows)}: copy it again"
-        )
-    return cloud_from_fields({name: rows[name] for name in rows.dtype.names or ()})
+    return cloud_from_fields(read_fields(path))
 
 
 def _read_las(path: Path, columns: str | None, samples: int) -> Cloud:
@@ -177,7 +152,9 @@ def _read_las(path: Path, columns: str | None, samples: int) -> Cloud:
     # x, y, z are scaled and offset in float64; X, Y, Z are the stored integers.
     fields = {axis: np.asarray(las[axis]) for axis in "xyz"}
     if "red" in las.point_format.dimension_names:
-        fields |= {name: np.asarray(las[name]) for name in ("red", "green", "blue")}
+        colors = {name: np.asarray(las[name]) for name in ("red", "green", "blue")}
+        if any(color.any() for color in colors.values()):  # writers without colours leave the fields at zero
+            fields |= colors
     return cloud_from_fields(fields)
 
 

@@ -30,22 +30,23 @@ class Form(Protocol):
 
 
 @dataclass(frozen=True)
-class Whole:
-    """The form of a cloud that whoever gets it will thin and fill."""
+class EncoderForm:
+    """A `Form` of numbers that are known, such as those in a bundle's manifest."""
 
+    points: int | None
+    least: int
     channels: int
-    points: int | None = None
-    least: int = 1
-    scattered: bool = False
+    scattered: bool
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the files of a dataset are read."""
+    """How the files of a dataset are read; without `labels`, no folder or label is taken for a class."""
 
     up_axis: str = "z"
     columns: str | None = None
     color: str = "auto"
+    labels: bool = True
 
     def open(self, path: Path, form: Form, split: str | None = None) -> CloudDataset:
         """Open a dataset for an encoder."""
@@ -59,4 +60,5 @@ class Reading:
             color=self.color,
             channels=form.channels,
             scattered=form.scattered,
+            labelled=self.labels,
         )

@@ -6,6 +6,7 @@ the same weights.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from crossmost.data.views import render_views
 from crossmost.runtime.preprocess import fill, normalize
 
 Key = tuple[int, int]  # epoch and index
+MOST_WORKERS = 8
 
 
 class Clouds(Protocol):
@@ -47,7 +49,7 @@ class Clouds(Protocol):
         """The normalised cloud (n, 3 or 6), or None where the file is bad."""
 
     def views(self, index: int) -> Sequence[Any] | None:
-        """The user's own pictures of the cloud, or None where they are to be rendered."""
+        """The user's own pictures of the cloud, None for a bad one; or None where they are to be rendered."""
 
 
 class PointBatch(NamedTuple):
@@ -58,7 +60,7 @@ class PointBatch(NamedTuple):
 
     def to(self, device: torch.device) -> PointBatch:
         """Move both tensors."""
-        return PointBatch(self.points.to(device), self.sizes.to(device))
+        return PointBatch(self.points.to(device, non_blocking=True), self.sizes.to(device, non_blocking=True))
 
 
 class ViewBatch(NamedTuple):
@@ -74,7 +76,7 @@ class ViewBatch(NamedTuple):
 
     def to(self, device: torch.device) -> ViewBatch:
         """Move the pixels."""
-        return ViewBatch(self.pixels.to(device), self.counts)
+        return ViewBatch(self.pixels.to(device, non_blocking=True), self.counts)
 
 
 class TrainingBatch(NamedTuple):
@@ -146,15 +148,43 @@ def pad(clouds: Sequence[NDArray[np.float32]]) -> PointBatch:
     return PointBatch(points, sizes)
 
 
-def views_of(clouds: Clouds, index: int, cloud: NDArray[np.float32], count: int, size: int) -> Sequence[Any]:
-    """The user's pictures of a cloud, all of them, or `count` rendered ones."""
-    return clouds.views(index) or list(render_views(cloud[:, :3], count=count, size=size))
+def views_of(
+    clouds: Clouds,
+    index: int,
+    cloud: NDArray[np.float32],
+    choose: Callable[[int], Sequence[int]],
+    *,
+    count: int,
+    size: int,
+) -> list[Any]:
+    """Some views of a cloud: of the user's pictures, or of rendered ones.
+
+    Pictures that are not chosen are not opened: there may be many, and large ones. Only where a chosen one cannot be
+    read are all of them, and the choice is made again among those that can.
+
+    Args:
+        clouds: what the cloud is of.
+        index: of the cloud.
+        cloud: (n, 3 or 6) itself.
+        choose: given how many there are, the numbers of those that are wanted.
+        count: rendered where there are no pictures.
+        size: H = W of rendered ones in pixels.
+    """
+    pictures = clouds.views(index)
+    while pictures:
+        numbers = choose(len(pictures))
+        opened = {number: pictures[number] for number in dict.fromkeys(numbers)}
+        if all(picture is not None for picture in opened.values()):
+            return [opened[number] for number in numbers]
+        pictures = [picture for picture in pictures if picture is not None]
+    rendered = render_views(cloud[:, :3], count=count, size=size)
+    return [rendered[number] for number in choose(count)]
 
 
-def spread(pictures: Sequence[Any], most: int) -> Sequence[Any]:
-    """At most `most` of some pictures, evenly spaced: they are often taken in a round."""
-    count = min(most, len(pictures))
-    return [pictures[number * len(pictures) // count] for number in range(count)]
+def spread(total: int, most: int) -> list[int]:
+    """Numbers of at most `most` of `total` pictures, evenly spaced: they are often taken in a round."""
+    count = min(most, total)
+    return [number * total // count for number in range(count)]
 
 
 class TrainingSamples(Dataset[tuple[Any, ...] | None]):
@@ -192,15 +222,19 @@ class TrainingSamples(Dataset[tuple[Any, ...] | None]):
         size = settings.image_size
         if size is None:
             return None, None
-        pictures = views_of(self.clouds, index, cloud, settings.views, size)
-        chosen = int(rng.integers(len(pictures)))
-        # One view, the same for teacher and student, as published; or several for the teacher.
-        shown = [pictures[chosen]] if settings.teacher_sees == 1 else spread(pictures, settings.views)
+
+        def choose(total: int) -> list[int]:
+            """The student's view, and behind it those of a teacher that sees several."""
+            one = int(rng.integers(total))
+            return [one] if settings.teacher_sees == 1 else [one, *spread(total, settings.views)]
+
+        chosen, *several = views_of(self.clouds, index, cloud, choose, count=settings.views, size=size)
+        shown = several or [chosen]  # one view, the same for teacher and student, as published
         seeds = rng.integers(2**31, size=2)
         weak_views = torch.stack([weak_image(picture, size, int(seeds[0])) for picture in shown])
-        rendered = isinstance(pictures[chosen], np.ndarray)
+        rendered = isinstance(chosen, np.ndarray)
         strong = geometric_image if rendered and not settings.photometric else strong_image
-        return weak_views, strong(pictures[chosen], size, int(seeds[1]))
+        return weak_views, strong(chosen, size, int(seeds[1]))
 
     def _strong(self, cloud: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         """The student's cloud: scanned where asked for, then strongly augmented."""
@@ -229,8 +263,8 @@ class PlainSamples(Dataset[tuple[Any, ...] | None]):
         size = self.image_size
         if size is None:
             return index, cloud, None
-        pictures = views_of(self.clouds, index, cloud, self.view_count, size)
-        shown = spread(pictures, self.view_count)
+        most = self.view_count
+        shown = views_of(self.clouds, index, cloud, partial(spread, most=most), count=most, size=size)
         return index, cloud, torch.stack([test_image(picture, size) for picture in shown])
 
 
@@ -272,18 +306,20 @@ class EpochOrder(Sampler[list[Key]]):
 
 
 def training_batches(
-    samples: TrainingSamples, order: EpochOrder, workers: int
+    samples: TrainingSamples, order: EpochOrder, workers: int | None
 ) -> Iterator[TrainingBatch | None]:
     """Load the batches of one epoch; None for one without a readable cloud."""
     return load(samples, collate_training, workers, batch_sampler=order)
 
 
-def plain_batches(samples: PlainSamples, batch_size: int, workers: int) -> Iterator[PlainBatch | None]:
+def plain_batches(samples: PlainSamples, batch_size: int, workers: int | None) -> Iterator[PlainBatch | None]:
     """Load a dataset in its own order; None for a batch without a readable cloud."""
     return load(samples, collate_plain, workers, batch_size=batch_size)
 
 
-def load(samples: Any, collate: Callable[[list[Any]], Any], workers: int, **batching: Any) -> Iterator[Any]:
+def load(
+    samples: Any, collate: Callable[[list[Any]], Any], workers: int | None, **batching: Any
+) -> Iterator[Any]:
     """Load batches, leaving out the clouds that cannot be read.
 
     A worker process names a bad file in its own copy of the dataset, which ends with it. So the clouds are
@@ -292,13 +328,24 @@ def load(samples: Any, collate: Callable[[list[Any]], Any], workers: int, **batc
     Args:
         samples: with the clouds they are made of as `clouds`.
         collate: makes a batch of at least one sample.
-        workers: processes that load; 0 loads in this one.
+        workers: processes that load; 0 loads in this one, None takes what `usual_workers` says.
         batching: how the DataLoader forms batches.
     """
-    loader = DataLoader(samples, num_workers=workers, collate_fn=partial(_collate, collate), **batching)
+    loader = DataLoader(
+        samples,
+        num_workers=usual_workers() if workers is None else workers,
+        pin_memory=torch.cuda.is_available(),  # a GPU takes pinned memory while it computes
+        collate_fn=partial(_collate, collate),
+        **batching,
+    )
     for batch, bad in loader:
         samples.clouds.bad.update(bad)
         yield batch
+
+
+def usual_workers() -> int:
+    """Processes that load where nobody says how many: none where the CPU trains, enough to keep a GPU at work."""
+    return min(MOST_WORKERS, max(0, (os.cpu_count() or 1) - 1)) if torch.cuda.is_available() else 0
 
 
 def _collate(collate: Callable[[list[Any]], Any], samples: Sequence[Any]) -> Loaded:

@@ -66,7 +66,8 @@ def test_archives_with_colors_and_padding(tmp_path: Path) -> None:
         ({"labels": np.zeros(5, int)}, r"shape \(6,\)"),
         ({"labels": np.zeros(6)}, "whole-number"),
         ({"labels": np.full(6, 2), "class_names": np.array(["a", "b"])}, r"labels 0\.\.1"),
-        ({"labels": np.full(6, -1), "class_names": np.array(["a", "b"])}, r"labels 0\.\.1"),
+        ({"labels": np.full(6, -2), "class_names": np.array(["a", "b"])}, r"labels 0\.\.1"),
+        ({"labels": np.array(["a", "b"] * 3), "class_names": np.array(["a", "c"])}, "class names, found 'b'"),
         ({"labels": np.zeros(6, int), "class_names": np.array(["a", "a"])}, "class names that differ"),
         ({"ids": np.array(list("abcdea"))}, "'a' twice"),
         ({"split": np.array(["train"])}, r"split of shape \(6,\)"),
@@ -124,3 +125,58 @@ def test_an_archive_without_a_cloud(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", points=np.zeros((0, 5, 3)))
     with pytest.raises(InputError, match="at least one cloud"):
         open_dataset(tmp_path / "a.npz")
+
+
+def test_texts_that_are_stored_as_bytes(tmp_path: Path) -> None:
+    names = np.array(["mug", "Schüssel"])
+    texts = {
+        "class_names": np.char.encode(names, "utf-8"),
+        "split": np.array([b"train"] * 4 + [b"test"] * 2),
+        "ids": np.array([b"scan/%d" % row for row in range(6)]),
+    }
+    path = archive(tmp_path / "a.npz", labels=np.arange(6) % 2, **texts)
+    test = open_dataset(path, split="test")
+    assert test.ids == ("scan/4", "scan/5")
+    assert test.class_names == ("mug", "Schüssel")
+
+
+@pytest.mark.parametrize("key", ["xyz", "coords", "anything"])
+def test_an_archive_may_use_the_names_of_a_single_cloud(tmp_path: Path, key: str) -> None:
+    points = np.stack([cloud(seed, 80) for seed in range(3)])
+    np.savez(tmp_path / "a.npz", **{key: points})
+    dataset = open_dataset(tmp_path / "a.npz")
+    assert dataset.ids == ("a/0", "a/1", "a/2")
+    np.testing.assert_array_equal(dataset.load(2), prepare(points[2], most=1024, least=64))
+    np.savez(tmp_path / "one.npz", **{key: points[0]})
+    assert open_dataset(tmp_path / "one.npz").ids == ("one",)
+
+
+def test_a_label_of_minus_one_is_no_class(tmp_path: Path) -> None:
+    labels = np.array([0, 1, -1, 0, 1, 1])
+    split = np.array(["train"] * 3 + ["test"] * 3)
+    path = archive(tmp_path / "a.npz", labels=labels, class_names=np.array(["mug", "bowl"]), split=split)
+    assert open_dataset(path, split="train").labels is None
+    test = open_dataset(path, split="test")
+    assert test.labels is not None
+    assert test.labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_labels_may_be_the_class_names_themselves(tmp_path: Path, kind: str) -> None:
+    labels = np.array(["mug", "bowl", "mug", "mug", "bowl", "mug"]).astype(kind)
+    alone = open_dataset(archive(tmp_path / "a.npz", labels=labels))
+    assert alone.class_names == ("bowl", "mug")
+    assert alone.label_indices(["mug", "bowl"]).tolist() == [0, 1, 0, 0, 1, 0]
+    named = archive(tmp_path / "b.npz", labels=labels, class_names=np.array(["can", "mug", "bowl"]))
+    assert open_dataset(named).label_indices(["mug", "bowl"]).tolist() == [0, 1, 0, 0, 1, 0]
+    labels[3] = ""
+    assert open_dataset(archive(tmp_path / "c.npz", labels=labels)).labels is None
+
+
+@pytest.mark.parametrize("labels", [np.zeros(6), np.zeros(3, int), np.array([{}] * 6, dtype=object)])
+def test_labels_that_nobody_wants_are_not_looked_at(tmp_path: Path, labels: np.ndarray) -> None:
+    path = archive(tmp_path / "a.npz", labels=labels)
+    with pytest.raises(InputError):
+        open_dataset(path)
+    dataset = open_dataset(path, labelled=False)
+    assert (len(dataset), dataset.labels, dataset.class_names) == (6, None, None)

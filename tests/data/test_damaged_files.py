@@ -83,7 +83,7 @@ def damaged(folder: Path) -> dict[str, tuple[Callable[[Path], object], str]]:
         "i.npy": (lambda path: np.save(path, np.full((5, 3), np.inf)), "NaN or infinity"),
         "zero.npy": (lambda path: path.touch(), "0 bytes"),
         "a.pcd": (truncated_pcd, "damage"),
-        "b.pcd": (lambda path: path.write_text("VERSION 0.7\nDATA ascii\n"), "damage"),
+        "b.pcd": (lambda path: path.write_text("VERSION 0.7\nDATA ascii\n"), "a line FIELDS"),
         "a.las": (truncated_las, "copy it again"),
         "a.off": (lambda path: path.write_text("OFF\n3 1 0\n0 0 0\n"), "header says"),
         "b.off": (lambda path: path.write_text("OFF\n3 2 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"), "header says"),

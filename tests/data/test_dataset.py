@@ -189,11 +189,12 @@ def test_views_are_found_by_id_and_a_broken_picture_is_left_out(tmp_path: Path) 
     dataset = open_dataset(tmp_path)
     pictures = dataset.views(0)
     assert pictures is not None
-    assert [(one.mode, one.size, one.getpixel((0, 0))) for one in pictures] == [
+    assert [one and (one.mode, one.size, one.getpixel((0, 0))) for one in pictures] == [
         ("RGB", (8, 4), (0, 0, 0)),
+        None,
         ("RGB", (8, 4), (100, 100, 100)),
     ]
-    assert dataset.views(1) is None, "its only picture is cut off"
+    assert list(dataset.views(1) or ()) == [None], "its only picture is cut off"
     assert dataset.views(2) is None
     assert set(dataset.bad) == {"views/mug/a/1.png", "views/mug/b/0.png"}
 
@@ -221,3 +222,17 @@ def test_a_data_set_travels_to_worker_processes(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     with get_context("fork").Pool(1) as pool:
         np.testing.assert_array_equal(pool.map(load_first, [dataset])[0], dataset.load(0))
+
+
+def test_class_folders_are_no_classes_where_labels_are_not_wanted(tmp_path: Path) -> None:
+    put(tmp_path, "mug/a.npy", "bowl/b.npy")
+    dataset = open_dataset(tmp_path, labelled=False)
+    assert (dataset.ids, dataset.labels, dataset.class_names) == (("bowl/b", "mug/a"), None, None)
+
+
+def test_a_whole_cloud_is_turned_and_coloured_and_nothing_else(tmp_path: Path) -> None:
+    points = cloud(0, 2000) * 1e3 + 5.0
+    np.save(tmp_path / "a.npy", points)
+    whole = open_dataset(tmp_path, points=64, up_axis="y", channels=6).load_whole(0)
+    np.testing.assert_array_equal(whole[:, :3], points @ rotation("y").T)
+    np.testing.assert_array_equal(whole[:, 3:], 0.4)

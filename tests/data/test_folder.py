@@ -1,8 +1,10 @@
 """What a folder's names tell: clouds, ids, classes and splits, without a file being opened."""
 
+import os
 import tracemalloc
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import trimesh
@@ -41,6 +43,7 @@ def test_class_folders_are_labels_and_ids_are_paths_without_suffix(tmp_path: Pat
         ("train/mug/a.npy", "train/bowl/b.npy", "test/mug/c.npy"),  # <split>/<class>
         ("mug/train/a.npy", "bowl/train/b.npy", "mug/test/c.npy"),  # ModelNet's <class>/<split>
         ("Train/mug/a.npy", "Train/bowl/b.npy", "TEST/mug/c.npy"),
+        ("train/mug/a.npy", "train/bowl/b.npy", "test/mug/c.npy", "raw/d.npy", "old/chair/e.npy"),
     ],
 )
 def test_split_folders_above_or_below_the_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -89,12 +92,29 @@ def test_two_files_of_one_stem_keep_their_suffixes(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).ids == ("a.npy", "a.stl", "b")
 
 
+def test_ids_differ_even_where_a_suffix_is_part_of_a_name(tmp_path: Path) -> None:
+    put(tmp_path, "a.npy", "a.npy.npy")
+    np.savez(tmp_path / "a.npz", points=np.eye(3))
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ("a.npy", "a.npy.npy", "a.npz")
+    np.testing.assert_array_equal(dataset.read(2).xyz, np.eye(3))
+
+
 def test_a_linked_folder_is_followed_and_a_loop_is_not(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", "x.npy")
     put(tmp_path / "root", "a.npy")
     (tmp_path / "root" / "mug").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root")
     assert open_dataset(tmp_path / "root").ids == ("a", "mug/x")
+
+
+def test_two_links_to_one_folder_are_both_followed(tmp_path: Path) -> None:
+    put(tmp_path / "store", "x.npy", "y.npy")
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        (tmp_path / "data" / split / "mug").symlink_to(tmp_path / "store")
+    assert open_dataset(tmp_path / "data", split="train").ids == ("train/mug/x", "train/mug/y")
+    assert open_dataset(tmp_path / "data", split="test").ids == ("test/mug/x", "test/mug/y")
 
 
 def test_a_folder_is_indexed_and_not_opened(tmp_path: Path) -> None:
@@ -128,3 +148,67 @@ def test_a_folder_of_real_meshes_opens(shared_data: Path) -> None:
     assert chair.shape == (1024, 6)
     # A desk chair: the back makes it tall, and its foot leaves less of it below than the seat above.
     assert np.ptp(chair[:, 2]) > np.ptp(chair[:, 0])
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation", "dev"])
+@pytest.mark.parametrize("form", ["{split}/mug/a.npy", "mug/{split}/a.npy"])
+def test_a_validation_split_has_many_names(tmp_path: Path, name: str, form: str) -> None:
+    put(tmp_path, *(form.format(split=split) for split in ("train", "test", name)))
+    dataset = open_dataset(tmp_path)
+    assert dataset.splits == ("test", "train", "val")
+    assert classes_of(dataset) == ["mug"] * 3
+    assert len(open_dataset(tmp_path, split="val")) == 1
+    assert dataset.left_out == ()
+
+
+def test_folders_beside_the_splits_are_left_out_and_named(tmp_path: Path) -> None:
+    put(tmp_path, "train/mug/a.npy", "val/mug/b.npy", "raw/c.npy", "raw/deep/d.npy", "old/e.npy")
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ("train/mug/a", "val/mug/b")
+    (line,) = dataset.left_out
+    assert line == "old/, raw/ (3 clouds) left out: train/, val/ beside it are taken for splits"
+
+
+def test_files_of_other_formats_are_counted(tmp_path: Path) -> None:
+    put(tmp_path, "mug/a.npy")
+    for name in ("mug/1.xyz", "mug/2.XYZ", "3.dae", "a.mtl", "a.png", "README.md", ".hidden.xyz"):
+        (tmp_path / name).touch()
+    (line,) = open_dataset(tmp_path).left_out
+    assert line == "2 .xyz, 1 .dae files were left out: not a format that is read"
+    (tmp_path / "3.dae").unlink()
+    (tmp_path / "mug/2.XYZ").unlink()
+    assert open_dataset(tmp_path).left_out == ("1 .xyz file was left out: not a format that is read",)
+
+
+def test_a_folder_of_other_formats_alone_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").touch()
+    with pytest.raises(InputError, match=r"found none in it but 1 \.xyz file$"):
+        open_dataset(tmp_path)
+    (tmp_path / "inner").mkdir()
+    with h5py.File(tmp_path / "inner" / "scans.h5", "w") as file:
+        file["data"] = np.random.default_rng(0).normal(size=(3, 40, 3))
+    with pytest.raises(InputError, match=r"give one itself, (.*)$") as caught:
+        open_dataset(tmp_path)
+    advised = str(caught.value).rpartition("give one itself, ")[2]
+    assert len(open_dataset(advised)) == 3
+
+
+def test_a_name_that_is_no_utf_8_is_made_printable_and_its_file_is_read(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/Caf\xe9"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    for name in (b"b\xe8.npy", b"b\xe9.npy"):
+        with open(folder + b"/" + name, "wb") as file:
+            np.save(file, np.random.default_rng(0).normal(size=(100, 3)))
+    with open(folder + b"/broken\xe9.npy", "wb") as file:
+        file.write(b"rubbish")
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ("Caf\ufffd/broken\ufffd", "Caf\ufffd/b\ufffd.npy", "Caf\ufffd/b\ufffd.npy (2)")
+    assert dataset.class_names == ("Caf\ufffd",)
+    assert dataset.load(1).shape == dataset.load(2).shape == (100, 3)
+    assert dataset.try_load(0) is None
+    (reason,) = dataset.bad.values()
+    "".join((*dataset.ids, reason, open_dataset(os.fsdecode(folder)).name)).encode("utf-8")
+    assert "broken\ufffd.npy" in reason

@@ -1,6 +1,7 @@
 """What `inspect` measures, guesses and warns of, and what it stays silent about."""
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -39,7 +40,7 @@ def save(folder: Path, *clouds: np.ndarray) -> Path:
 
 
 def warned(folder: Path, word: str, **options: object) -> bool:
-    return any(word in warning for warning in inspect_path(folder, **options).warnings)  # type: ignore[arg-type]
+    return any(re.search(word, warning) for warning in inspect_path(folder, **options).warnings)  # type: ignore[arg-type]
 
 
 def test_measures_of_a_sound_data_set_and_no_warning(tmp_path: Path) -> None:
@@ -237,3 +238,42 @@ def test_real_furniture_is_z_up_and_stays_without_a_warning_about_it(shared_data
     assert found.up.axis == "z"
     assert found.measured == 256
     assert not any("up" in warning or "floor" in warning for warning in found.warnings)
+
+
+def boxes(folder: Path, *names: str) -> Path:
+    """Boxes of different sizes, which tell no up axis."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        trimesh.creation.box((1, 1.1, 1.2 + number)).export(folder / name)
+    return folder
+
+
+def test_glb_is_y_up_by_specification(tmp_path: Path) -> None:
+    folder = boxes(tmp_path / "all", "a.glb", "b.glb")
+    assert warned(folder, ".glb is y-up by specification, and read as z-up: give --up-axis y")
+    assert not warned(folder, "specification", up_axis="y")
+    assert not warned(boxes(tmp_path / "none", "a.obj"), "specification")
+
+
+def test_glb_among_files_of_another_format_is_warned_of_more_sharply(tmp_path: Path) -> None:
+    folder = boxes(tmp_path, "a.glb", "b.obj", "c.stl")
+    assert warned(folder, "1 of 3 files are .glb, y-up by specification and read as z-up like the .obj .stl")
+    assert not warned(folder, "specification", up_axis="y")
+
+
+@pytest.mark.parametrize("below", ["chair/train", "train/chair", ""])
+def test_one_folder_around_everything_is_no_class(tmp_path: Path, below: str) -> None:
+    for number, kind in enumerate(("chair", "sofa")):
+        save(tmp_path / "ModelNet10" / below.replace("chair", kind), ball(number))
+    assert warned(tmp_path, f"all clouds lie in ModelNet10/, .* give {tmp_path / 'ModelNet10'}")
+    assert not warned(tmp_path / "ModelNet10", "all clouds lie in")
+
+
+def test_what_is_left_out_is_warned_of(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "mug", ball(0))
+    save(tmp_path / "test" / "mug", ball(1))
+    save(tmp_path / "raw", ball(2))
+    for number in range(12):
+        (tmp_path / f"{number}.xyz").touch()
+    assert warned(tmp_path, "12 .xyz files were left out: not a format that is read")
+    assert warned(tmp_path, r"raw/ \(1 clouds\) left out")

@@ -15,7 +15,8 @@ import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossmost.data.columns import cloud_from_array, unpack_colors
+from crossmost.data import readers
+from crossmost.data.columns import Cloud, cloud_from_array, unpack_colors
 from crossmost.data.readers import SUFFIXES, read_cloud
 from crossmost.errors import InputError
 
@@ -226,6 +227,38 @@ def test_numpy_files_need_no_other_library(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert "pip install 'crossmost[io]'" in done.stdout
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named 'PIL'"), ImportError("")])
+def test_a_missing_library_is_named_even_where_the_error_lacks_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ImportError
+) -> None:
+    def read(*_: object) -> Cloud:
+        raise error
+
+    (tmp_path / "a.obj").write_text("v 0 0 0\n")
+    monkeypatch.setitem(readers._READERS, ".obj", read)
+    message = error_of(tmp_path / "a.obj")
+    assert "None" not in message
+    assert f"needs {'PIL' if str(error) else 'another library'}: pip install 'crossmost[io]'" in message
+
+
+def test_las_without_colors_in_its_color_fields_has_none(tmp_path: Path) -> None:
+    las = laspy.LasData(laspy.LasHeader(point_format=3, version="1.2"))
+    las.x, las.y, las.z = XYZ.T
+    las.write(str(tmp_path / "a.las"))
+    assert read_cloud(tmp_path / "a.las").rgb is None
+    las.green[3] = 1
+    las.write(str(tmp_path / "b.las"))
+    assert read_cloud(tmp_path / "b.las").rgb is not None
+
+
+def test_axes_in_capital_letters(tmp_path: Path) -> None:
+    table = np.zeros(50, dtype=[(axis, "f8") for axis in "XYZ"])
+    for i, axis in enumerate("XYZ"):
+        table[axis] = XYZ[:, i]
+    write_ply(tmp_path / "a.ply", table)
+    np.testing.assert_array_equal(read_cloud(tmp_path / "a.ply").xyz, XYZ)
 
 
 @given(st.integers(1, 30), st.integers(0, 2**32 - 1))

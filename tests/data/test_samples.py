@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from crossmost.data.augment import CLIP_MEAN, CLIP_STD, STRONG
+from crossmost.data.augment import CLIP_MEAN, CLIP_STD, STRONG, strong_image, weak_image
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.samples import (
     EpochOrder,
+    PlainBatch,
     PlainSamples,
+    PointBatch,
     SampleSettings,
     TrainingBatch,
     TrainingSamples,
+    ViewBatch,
+    load,
     pad,
     plain_batches,
     training_batches,
@@ -200,3 +205,119 @@ def test_a_broken_picture_is_named_whoever_loads_it(
         [0, 1]
     ]  # with rendered views
     assert list(clouds.bad) == ["views/shape1/0.png"]
+
+
+@pytest.fixture
+def pictured(
+    tmp_path: Path, write_shapes: Callable[..., Path], open_shapes: Callable[[Path], CloudDataset]
+) -> CloudDataset:
+    """One cloud with twelve pictures of different greys."""
+    from PIL import Image
+
+    folder = tmp_path / "views" / "shape0"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        Image.new("RGB", (16, 16), (20 * number,) * 3).save(folder / f"{number}.png")
+    return open_shapes(write_shapes(tmp_path / "shapes.npz", 1))
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the pictures that Pillow opens from now on."""
+    from PIL import Image
+
+    names: list[str] = []
+    real = Image.open
+
+    def noting(path: Path) -> Image.Image:
+        names.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(Image, "open", noting)
+    return names
+
+
+@pytest.mark.parametrize("sees", [1, 4])
+def test_the_choice_among_pictures_is_the_first_draw_and_the_others_stay_closed(
+    pictured: CloudDataset, opened: list[str], sees: int
+) -> None:
+    from PIL import Image
+
+    samples = TrainingSamples(pictured, replace(SETTINGS, views=4, teacher_sees=sees))
+    for epoch in range(12):
+        rng = np.random.default_rng([SETTINGS.seed, epoch, 0])
+        chosen, seeds = int(rng.integers(12)), rng.integers(2**31, size=2)
+        opened.clear()
+        _, _, weak, _, strong = samples[epoch, 0]
+        shown = [chosen] if sees == 1 else [0, 3, 6, 9]
+        assert sorted(opened) == sorted(f"{number}.png" for number in {chosen, *shown})
+        greys = [Image.new("RGB", (16, 16), (20 * number,) * 3) for number in range(12)]
+        expected = torch.stack([weak_image(greys[number], 16, int(seeds[0])) for number in shown])
+        assert torch.equal(weak, expected)
+        assert torch.equal(strong, strong_image(greys[chosen], 16, int(seeds[1])))
+
+
+def test_evaluation_opens_only_the_pictures_that_it_shows(pictured: CloudDataset, opened: list[str]) -> None:
+    PlainSamples(pictured, image_size=16, views=4)[0]
+    assert opened == ["0.png", "3.png", "6.png", "9.png"]
+
+
+def test_a_broken_picture_is_never_chosen_and_all_broken_ones_are_as_none(
+    tmp_path: Path, pictured: CloudDataset
+) -> None:
+    folder = tmp_path / "views" / "shape0"
+    samples = TrainingSamples(pictured, replace(SETTINGS, views=4, teacher_sees=1))
+    for number in range(11):
+        (folder / f"{number}.png").write_bytes(b"\x89PNG and no more")
+    for epoch in range(5):
+        assert float(samples[epoch, 0][2].std(dim=(2, 3)).max()) < 1e-5  # the flat one that is left
+    assert len(pictured.bad) == 11
+    (folder / "11.png").write_bytes(b"")
+    assert float(samples[0, 0][2].std(dim=(2, 3)).max()) > 0.1  # a rendered one
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 0), (4, 3), (64, 8)])
+def test_a_gpu_is_fed_by_workers_and_from_pinned_memory(
+    monkeypatch: pytest.MonkeyPatch, cores: int, expected: int
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def loader(samples: Any, **options: Any) -> list[Any]:
+        asked.update(options)
+        return []
+
+    monkeypatch.setattr("crossmost.data.samples.DataLoader", loader)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    list(load(None, lambda found: found, None))
+    assert (asked["num_workers"], asked["pin_memory"]) == (
+        0,
+        False,
+    )  # the CPU trains, and has the cores for it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    list(load(None, lambda found: found, None))
+    assert (asked["num_workers"], asked["pin_memory"]) == (expected, True)
+    list(load(None, lambda found: found, 2))
+    assert asked["num_workers"] == 2
+
+
+def test_batches_survive_what_pins_memory() -> None:
+    """torch rebuilds tuples with names from their parts; a batch has to come out as one."""
+    batch = PlainBatch(
+        torch.arange(2),
+        PointBatch(torch.zeros(2, 4, 3), torch.tensor([4, 3])),
+        ViewBatch.of([torch.zeros(1, 3, 2, 2)] * 2),
+    )
+    seen = []
+    rebuilt = _rebuilt(batch, seen)
+    assert type(rebuilt) is PlainBatch
+    assert rebuilt.views is not None
+    assert (type(rebuilt.points), rebuilt.views.counts) == (PointBatch, (1, 1))
+
+
+def _rebuilt(part: Any, seen: list[Any]) -> Any:
+    """As torch.utils.data pins: tensors one by one, tuples with names by their own type, the rest as it is."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: seen.append(tensor) or tensor)
+        return pin_memory(part)

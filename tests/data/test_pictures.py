@@ -1,0 +1,43 @@
+"""The user's own pictures: which files they are, and how any of them becomes 8-bit RGB."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crossmost.data.pictures import picture_paths, to_rgb
+
+
+def test_pictures_are_found_by_suffix_in_any_case_and_in_natural_order(tmp_path: Path) -> None:
+    for name in ("10.png", "2.PNG", "1.jpg", "3.JPEG", "4.txt", "views.json"):
+        (tmp_path / name).touch()
+    assert [path.name for path in picture_paths(tmp_path)] == ["1.jpg", "2.PNG", "3.JPEG", "10.png"]
+    assert picture_paths(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i4", "<f4"])
+def test_a_deep_picture_is_stretched_to_eight_bits(tmp_path: Path, kind: str) -> None:
+    depth = np.linspace(500, 3000, 64)[None].repeat(8, 0).astype(kind)
+    picture = Image.fromarray(depth)
+    if kind.endswith("u2"):  # wider ones have no place in a .png
+        picture.save(tmp_path / "a.png")
+        picture = Image.open(tmp_path / "a.png")
+    shown = np.asarray(to_rgb(picture))
+    assert shown.shape == (8, 64, 3)
+    assert (shown[:, 0] == 0).all()
+    assert (shown[:, -1] == 255).all()
+    assert (np.diff(shown[0, :, 0].astype(int)) > 0).all(), "none is cut off"
+
+
+def test_what_is_no_number_is_black_and_a_picture_of_one_value_too() -> None:
+    values = np.array([[1.0, 2.0, np.nan, np.inf]], dtype=np.float32)
+    assert np.asarray(to_rgb(Image.fromarray(values)))[0, :, 0].tolist() == [0, 255, 0, 0]
+    assert not np.asarray(to_rgb(Image.fromarray(np.full((2, 2), 40000, np.uint16)))).any()
+    assert not np.asarray(to_rgb(Image.fromarray(np.full((2, 2), np.nan, np.float32)))).any()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK"])
+def test_other_pictures_are_converted_as_they_always_were(mode: str) -> None:
+    picture = Image.new("RGB", (4, 4), (200, 100, 50)).convert(mode)
+    np.testing.assert_array_equal(np.asarray(to_rgb(picture)), np.asarray(picture.convert("RGB")))

@@ -3,9 +3,10 @@
     python benchmarks/gpu.py BUNDLE [BUNDLE...] [--data DATA] [--out FOLDER] [--soak CALLS] [--quick]
 
 The proof: sampling and grouping identical to NumPy, on the archives of DATA or else on procedural shapes, and on clouds
-full of ties; no register spilled by the driver; every backend that opens within the gates of ONNX Runtime on the CPU;
-CUDA graphs captured, and equal to plain enqueue; a long loop without a changed answer or growing memory; threads. Then
-the times: all bundles and backends by turns. An engine that fits this GPU is built where the bundle has none.
+full of ties; every backend that opens within the gates beside ONNX Runtime on the CPU (a bundle in bf16 beside the fp32
+bundle of the same weights, if that is given, too); CUDA graphs captured, equal to plain enqueue, and launched in a long
+loop without a changed answer or growing memory; threads. Registers that the driver spills are reported. Then the times:
+all bundles and backends by turns. An engine that fits this GPU is built where the bundle has none.
 
 Exit 0: all is proved, the result is in the folder and the table in the README. Exit 1: something failed; it is named,
 also in the result file, and the README stays. Exit 2: nothing was begun. `--quick` proves and measures less, and leaves
@@ -31,10 +32,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from gpu_bundle import CPU, open_backends, prove_bundle
+from gpu_bundle import open_backends, prove_bundle
 from gpu_checks import Check, Proof
 from gpu_clouds import FIXED_SIZES, Sizes, kernel_cases, make_clouds, read_clouds
 from gpu_kernels import architectures, prove_kernels
+from gpu_reference import References
 from gpu_table import section, table
 from gpu_timing import measure_backends, measure_kernels, measure_limits
 from runtime_soak import resident
@@ -152,11 +154,13 @@ def prove_and_measure(
         cases = kernel_cases(sizes, clouds, quick=arguments.quick)
         checks = functools.partial(prove_kernels, device, sizes, architecture, cases)
         proof.collect(f"sampling_{architecture}.ptx, {sizes}", checks)
+    references = References(bundles, clouds)
     with ExitStack() as stack:
         for name, (bundle, _) in bundles.items():
             of_bundle, result["refused"][name] = open_backends(bundle, proof, stack)
-            prove_bundle(bundle, of_bundle, clouds, arguments.soak, memory, proof)
-            opened |= {(name, backend): found for backend, found in of_bundle.items() if backend != CPU}
+            reference = functools.partial(references.of, name)
+            prove_bundle(bundle, of_bundle, reference, clouds, arguments.soak, memory, proof)
+            opened |= {(name, backend): found for backend, found in of_bundle.items()}
         proof.collect("times", lambda: measure(result, device, newest, every, opened, arguments.turns))
     return result | {"proof": proof.to_dict()}
 

@@ -1,116 +1,34 @@
-"""Backends on a GPU for benchmarks/gpu.py: within the gates, graphs really used, nothing grows, threads agree."""
+"""Backends on a GPU for benchmarks/gpu.py: graphs really used, nothing grows, threads agree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from gpu_checks import Check
-from gpu_clouds import Cloud, hard_clouds, make_raw
-from numpy.typing import NDArray
+from gpu_clouds import Cloud, make_raw
+from gpu_parity import cosines
+from gpu_reference import Embedding
 
 from crossmost.runtime import Classifier
-from crossmost.runtime.class_bank import ClassBank
 
-Embedding = NDArray[np.float32]
-
-STAGE_A, STAGE_B = "DEPLOY 6, stage A", "DEPLOY 6, stage B"
-TASK = (0.995, "DEPLOY 6, stage D")
-GATES = {
-    "fp32": {"finite": (1.0, "DEPLOY 6"), "cosine_min": (0.99999, STAGE_A), "top1_agreement": TASK},
-    "fp16": {
-        "finite": (1.0, "DEPLOY 6"), "cosine_min": (0.999, STAGE_B), "cosine_mean": (0.9999, STAGE_B),
-        "top1_agreement": TASK,
-    },
-}  # fmt: skip
-"""What a backend must reach beside ONNX Runtime on the CPU, and who says so: the gates of crossmost.export.parity,
-which imports torch. bf16 has none, because ONNX Runtime computes no bf16 on the CPU."""
-
-AT_ONCE = 32
+MOST = 32
+"""Clouds of the largest batch whose graph is proved."""
+OFTEN = (1, 2, 5, 13), (512, 1024)
+"""Clouds of a batch and points of its largest cloud in the long loop: so few shapes that a worker keeps all."""
 BATCHES, LIMITS = (1, 2, 3, 5, 8, 13, 32), (256, 512, 1024, 4096)
-"""Clouds of a batch and points of its largest cloud in the long loop: more shapes than a worker keeps."""
+"""The same in the loop of changing shapes: more of them than a worker keeps."""
+CHURN = 4
+"""Calls of the long loop for each one of changing shapes."""
 THREADS, ROUNDS = 8, 20
 MARKS = 10
 MOST_GROWTH = {"device": 16 * 2**20, "host": 32 * 2**20}
-"""Bytes that may come and go over the long loop, for the allocators of others."""
-
-
-def metrics(reference: Embedding, found: Embedding, bank: ClassBank) -> dict[str, float]:
-    """How far embeddings (B, D) are from those of the reference."""
-    exact, other = reference.astype(np.float64), found.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(other, axis=1)
-        cosines = (exact * other).sum(axis=1) / lengths
-    same = bank.logits(reference).argmax(axis=1) == bank.logits(found).argmax(axis=1)
-    return {
-        "finite": float(np.isfinite(found).all(axis=1).mean()),
-        "cosine_min": float(cosines.min()),
-        "cosine_mean": float(cosines.mean()),
-        "max_abs_difference": float(np.abs(exact - other).max()),
-        "top1_agreement": float(same.mean()),
-    }
-
-
-def beyond_gates(found: dict[str, float], precision: str, without: tuple[str, ...] = ()) -> str:
-    """The metrics that miss their gates, in one line; "" where all are met. NaN never meets one."""
-    return "; ".join(
-        f"expected {metric} of at least {limit} ({source}), found {found[metric]:.7g}"
-        for metric, (limit, source) in GATES[precision].items()
-        if metric not in without and not found[metric] >= limit
-    )
-
-
-def embed_all(classifier: Classifier, clouds: Sequence[Cloud]) -> Embedding:
-    """Embeddings (B, D) of any number of clouds."""
-    parts = [classifier.embed(list(clouds[at : at + AT_ONCE])) for at in range(0, len(clouds), AT_ONCE)]
-    return np.concatenate(parts)
-
-
-@dataclass(frozen=True, eq=False)
-class Compared:
-    """Clouds that every backend embeds.
-
-    Attributes:
-        name: what they are.
-        clouds: (n_i, 3).
-        reference: their embeddings by ONNX Runtime on the CPU.
-        ungated: metrics that are reported only.
-    """
-
-    name: str
-    clouds: list[Cloud]
-    reference: Embedding
-    ungated: tuple[str, ...] = ()
-
-
-def compared(cpu: Classifier, clouds: list[Cloud]) -> list[Compared]:
-    """The clouds, and those full of ties, of which no class is right and too few for a share."""
-    hard = list(hard_clouds(2000, np.random.default_rng(0)).values())
-    return [
-        Compared("the clouds", clouds, embed_all(cpu, clouds)),
-        Compared("hard clouds", hard, embed_all(cpu, hard), ("top1_agreement",)),
-    ]
-
-
-def prove_parity(
-    classifier: Classifier, reference: Callable[[], list[Compared]] | None, bank: ClassBank
-) -> Iterator[Check]:
-    """A backend against ONNX Runtime on the CPU, on the same clouds."""
-    info = classifier.info()
-    precision, name = info["bundle"]["precision"], f"{info['backend']}: within the gates"
-    if reference is None or precision not in GATES:
-        why = (
-            f"there is nothing to compare {precision} with: ONNX Runtime on the CPU does not run this bundle"
-        )
-        yield Check(name, why)
-        return
-    for part in reference():
-        found = metrics(part.reference, embed_all(classifier, part.clouds), bank)
-        values = {key: value if np.isfinite(value) else str(value) for key, value in found.items()}
-        failure = beyond_gates(found, precision, part.ungated)
-        yield Check(f"{name}, {part.name}", failure, {**values, "clouds": len(part.clouds)})
+"""Bytes that may come and go over a loop, for the allocators of others."""
+EXACT = ("tensorrt", "tensorrt-rtx")
+"""Backends that give the same bits again."""
+SAME = 1 - 1e-6
+"""The least cosine of two answers of another one: ONNX Runtime promises no bits (microsoft/onnxruntime#9704)."""
 
 
 def prove_graphs(classifier: Classifier) -> Iterator[Check]:
@@ -121,7 +39,7 @@ def prove_graphs(classifier: Classifier) -> Iterator[Check]:
     info = classifier.info()
     if "shapes" not in info["device"]:
         return
-    most = min(AT_ONCE, info["device"]["batch"][-1])
+    most = min(MOST, info["device"]["batch"][-1])
     # Of one size, and the largest batch first: where memory has to move, graphs are forgotten.
     clouds = make_raw(2 * most, info["bundle"]["encoder"]["points"])
     for batch in sorted({1, 2, max(1, most // 2), most}, reverse=True):
@@ -150,20 +68,25 @@ def shapes(classifier: Classifier) -> dict[tuple[int, int], bool]:
     return {(shape["batch"], shape["points"]): shape["cuda_graph"] for shape in found}
 
 
-def changed(expected: Embedding, found: Embedding) -> str:
-    """By how much answers differ that should be equal to the last bit; "" where they are."""
-    if np.array_equal(expected, found):
-        return ""
+def changed(expected: Embedding, found: Embedding, *, exact: bool = True) -> str:
+    """By how much answers differ that should be equal, to the last bit or nearly; "" where they are."""
     if expected.shape != found.shape:
         return f"{found.shape} instead of {expected.shape}"
-    return f"they differ by up to {np.abs(expected - found).max():.2g}"
+    if np.array_equal(expected, found):
+        return ""
+    if exact:
+        return f"they differ by up to {np.abs(expected - found).max():.2g}"
+    close = float(cosines(expected, found).min())
+    return "" if close >= SAME else f"expected a cosine of at least {SAME}, found {close:.9g}"
 
 
-def uneven_batches(clouds: list[Cloud]) -> list[list[Cloud]]:
+def uneven_batches(
+    clouds: list[Cloud], counts: tuple[int, ...] = BATCHES, limits: tuple[int, ...] = LIMITS
+) -> list[list[Cloud]]:
     """Batches of changing size, of clouds of changing size; the first one of each has the limit's points."""
     rng = np.random.default_rng(7)
     batches = []
-    for limit, count in rng.permutation([(limit, count) for limit in LIMITS for count in BATCHES]):
+    for limit, count in rng.permutation([(limit, count) for limit in limits for count in counts]):
         first, *rest = (clouds[at] for at in rng.integers(0, len(clouds), count))
         batches.append([first[np.arange(limit) % len(first)], *(cloud[:limit] for cloud in rest)])
     return batches
@@ -172,33 +95,67 @@ def uneven_batches(clouds: list[Cloud]) -> list[list[Cloud]]:
 def prove_soak(
     classifier: Classifier, clouds: list[Cloud], calls: int, memory: dict[str, Callable[[], int]]
 ) -> Iterator[Check]:
-    """A long loop: no answer changes, and neither the GPU's memory nor the host's grows.
+    """A long loop over few shapes, whose graphs are launched, and a shorter one over more than a worker keeps.
 
     Args:
         classifier: that is asked.
         clouds: what about.
-        calls: of the loop, after every batch was seen once.
+        calls: of the long loop.
         memory: bytes in use, by the names of `MOST_GROWTH`.
     """
-    batches = uneven_batches(clouds)
-    expected = [classifier.embed(batch) for batch in batches]
+    few, many = uneven_batches(clouds, *OFTEN), uneven_batches(clouds)
+    for batch in few:  # from the second time on they are graphs
+        classifier.embed(batch)
+    before = graph_launches(classifier)
+    yield from prove_loop(classifier, few, calls, f"{calls} calls", memory)
+    yield from check_launches(classifier, before, calls)
+    fewer = max(calls // CHURN, MARKS)
+    yield from prove_loop(classifier, many, fewer, f"{fewer} calls of changing shapes", memory)
+
+
+def prove_loop(
+    classifier: Classifier,
+    batches: list[list[Cloud]],
+    calls: int,
+    what: str,
+    memory: dict[str, Callable[[], int]],
+) -> Iterator[Check]:
+    """Batches by turns, after each was seen once: no answer changes, neither the GPU's memory nor the host's grows."""
     failure, name = "", classifier.info()["backend"]
+    expected = [classifier.embed(batch) for batch in batches]
     used: dict[str, list[int]] = {where: [] for where in memory}
     marks = {round(part * calls) for part in np.linspace(0.1, 1.0, MARKS)}  # a tenth for allocators to settle
     for turn in range(1, calls + 1):
         at = turn % len(batches)
-        difference = changed(expected[at], classifier.embed(batches[at]))
+        difference = changed(expected[at], classifier.embed(batches[at]), exact=name in EXACT)
         failure = failure or (difference and f"call {turn}, of {len(batches[at])} clouds: {difference}")
         if turn in marks:
             for where, now in memory.items():
                 used[where].append(now())
-    yield Check(f"{name}: the same answers over {calls} calls", failure)
+    yield Check(f"{name}: the same answers over {what}", failure)
     for where, found in used.items():
         growth = grown(found)
         most = MOST_GROWTH[where]
         failure = f"{growth / 2**20:.1f} MiB more at the end, expected at most {most / 2**20:.0f}"
         failure = failure if growth > most else ""
-        yield Check(f"{name}: {where} memory over {calls} calls", failure, {"bytes": found, "growth": growth})
+        yield Check(f"{name}: {where} memory over {what}", failure, {"bytes": found, "growth": growth})
+
+
+def graph_launches(classifier: Classifier) -> int | None:
+    """Batches so far that were one launch of a graph; None of a backend without graphs."""
+    found: int | None = classifier.info()["device"].get("graph_launches")
+    return found
+
+
+def check_launches(classifier: Classifier, before: int | None, calls: int) -> Iterator[Check]:
+    """That graphs were launched since; backends without graphs are left alone."""
+    now = graph_launches(classifier)
+    if before is None or now is None:
+        return
+    launches = now - before
+    failure = "" if launches else "expected launches of CUDA graphs, found none"
+    name = f"{classifier.info()['backend']}: CUDA graphs over {calls} calls"
+    yield Check(name, failure, {"launches": launches}, f"{launches} launches")
 
 
 def grown(used: list[int]) -> int:
@@ -208,13 +165,15 @@ def grown(used: list[int]) -> int:
 
 def prove_threads(classifier: Classifier, clouds: list[Cloud]) -> Iterator[Check]:
     """Several threads at once get the answers that one gets, each for its own batch, again and again."""
+    name = classifier.info()["backend"]
     batches = uneven_batches(clouds)[:THREADS]
     expected = [classifier.embed(batch) for batch in batches]
 
     def ask(at: int) -> str:
-        found = (changed(expected[at], classifier.embed(batches[at])) for _ in range(ROUNDS))
-        return next(filter(None, found), "")
+        answers = (classifier.embed(batches[at]) for _ in range(ROUNDS))
+        differences = (changed(expected[at], found, exact=name in EXACT) for found in answers)
+        return next(filter(None, differences), "")
 
     with ThreadPoolExecutor(THREADS) as pool:
         failures = [failure for failure in pool.map(ask, range(len(batches))) if failure]
-    yield Check(f"{classifier.info()['backend']}: {THREADS} threads at once", "; ".join(failures[:1]))
+    yield Check(f"{name}: {THREADS} threads at once", "; ".join(failures[:1]))

@@ -7,36 +7,40 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from gpu_backends import compared, prove_graphs, prove_parity, prove_soak, prove_threads
+from gpu_backends import prove_graphs, prove_soak, prove_threads
 from gpu_checks import Check, Proof
 from gpu_clouds import Cloud
+from gpu_parity import prove_parity
+from gpu_reference import Compared
 
 from crossmost.runtime import Classifier
 from crossmost.runtime.backend import BackendUnavailable
 from crossmost.runtime.class_bank import load_class_bank
 from crossmost.runtime.selection import BACKENDS
+from crossmost.runtime.tensorrt_backend import FirstPassFailed
 
-CPU = "onnxruntime-cpu"
+ON_GPU = tuple(backend for backend in BACKENDS if backend != "onnxruntime-cpu")
 
 
 def open_backends(
     bundle: Path, proof: Proof, stack: ExitStack
 ) -> tuple[dict[str, Classifier], dict[str, str]]:
-    """Every backend that opens, and why the others do not; one that breaks while it opens is a failure.
+    """Every backend on the GPU that opens, and why the others do not; one that breaks while it opens is a failure.
 
     TensorRT builds an engine where the bundle has none for this GPU.
     """
     opened, refused = {}, {}
-    for backend in BACKENDS:
+    for backend in ON_GPU:
         try:
             opened[backend] = stack.enter_context(Classifier.load(bundle, backend, rebuild=True))
+        except FirstPassFailed as error:
+            proof.add(Check.of_error(f"{bundle.name}: {backend} embeds", error))
         except BackendUnavailable as error:
             refused[backend] = str(error)
         except Exception as error:  # a vendor's library may raise anything
             proof.add(Check.of_error(f"{bundle.name}: {backend} opens", error))
-    found = any(backend != CPU for backend in opened)
     reasons = "; ".join(f"{backend}: {reason}" for backend, reason in refused.items())
-    failure = "" if found else f"none opened: {reasons or 'all broke'}"
+    failure = "" if opened else f"none opened: {reasons or 'all broke'}"
     proof.add(Check(f"{bundle.name}: a backend on the GPU opens", failure))
     return opened, refused
 
@@ -44,6 +48,7 @@ def open_backends(
 def prove_bundle(
     bundle: Path,
     opened: dict[str, Classifier],
+    reference: Callable[[], list[Compared]],
     clouds: list[Cloud],
     soak: int,
     memory: dict[str, Callable[[], int]],
@@ -54,19 +59,14 @@ def prove_bundle(
     Args:
         bundle: the folder.
         opened: its backends.
+        reference: gives what they are compared with.
         clouds: real or procedural ones.
         soak: calls of the long loop.
         memory: bytes in use, see `prove_soak`.
         proof: takes the checks.
     """
-    if not opened:
-        return
     bank = load_class_bank(bundle / "classes.npz")
-    cpu = opened.get(CPU)
-    reference = functools.cache(lambda: compared(cpu, clouds)) if cpu is not None else None
     for backend, classifier in opened.items():
-        if backend == CPU:
-            continue
         # Graphs first: afterwards their shapes are no longer new.
         steps: dict[str, Callable[[], Iterable[Check]]] = {
             "graphs": functools.partial(prove_graphs, classifier),

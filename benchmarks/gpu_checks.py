@@ -15,11 +15,13 @@ class Check:
         name: what.
         failure: what was found instead, in one line; "" where it holds.
         values: figures of it, JSON types.
+        note: what was found and is not judged, in a few words.
     """
 
     name: str
     failure: str = ""
     values: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     @classmethod
     def of_error(cls, name: str, error: Exception) -> Check:
@@ -43,7 +45,8 @@ class Proof:
     def add(self, check: Check) -> None:
         """Take note of a check."""
         self.checks.append(check)
-        self._say(f"FAILED  {check.name}: {check.failure}" if check.failure else f"ok      {check.name}")
+        said = f"FAILED  {check.name}: {check.failure}" if check.failure else f"ok      {check.name}"
+        self._say(f"{said} ({check.note})" if check.note else said)
 
     def collect(self, name: str, checks: Callable[[], Iterable[Check]]) -> None:
         """Make checks; whatever they raise, of whichever library, is a failure of `name`, and the next ones go on."""

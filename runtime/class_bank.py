@@ -21,6 +21,9 @@ from crossmost.runtime.vocabulary import (
     single_text,
 )
 
+FURTHER = {"lengths", "temperature", "unknown_similarity", "unknown_rule"}
+"""The arrays of a class bank that a vocabulary lacks."""
+
 
 @dataclass(frozen=True, eq=False)
 class ClassBank:
@@ -151,6 +154,18 @@ def load_class_bank(path: Path | str) -> ClassBank:
     Raises:
         InvalidVocabulary: names the file and says what is wrong with it.
     """
+    found = load_classes(path)
+    return found if isinstance(found, ClassBank) else ClassBank.plain(found)
+
+
+def load_classes(path: Path | str) -> Vocabulary | ClassBank:
+    """Read a `classes.npz` as what it is: a class bank, or a vocabulary that says nothing beside its embeddings.
+
+    Nothing pickled is loaded.
+
+    Raises:
+        InvalidVocabulary: names the file and says what is wrong with it.
+    """
     path = Path(path)
     arrays = read_arrays(path)
     vocabulary = parse_vocabulary(arrays, path)
@@ -159,6 +174,8 @@ def load_class_bank(path: Path | str) -> ClassBank:
         raise InvalidVocabulary(
             f"{path}: expected unknown_similarity, found an older version's threshold: export again"
         )
+    if not arrays.keys() & FURTHER:
+        return vocabulary
     try:
         return ClassBank(
             vocabulary,

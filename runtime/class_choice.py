@@ -6,11 +6,12 @@ import copy
 import os
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from crossmost.runtime.class_bank import ClassBank, load_class_bank
+from crossmost.runtime.class_bank import ClassBank, load_class_bank, load_classes
 from crossmost.runtime.manifest import Manifest, check_files, locate
 from crossmost.runtime.text_encoder import TextEncoder
 from crossmost.runtime.text_tags import explain_other_model, remedy
@@ -19,6 +20,10 @@ from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary, check_na
 CLASSES = "classes.npz"
 TEXT_FILES = ("text_", "tokenizer.")
 """How the names of the text encoder's files start."""
+
+NOTHING_UNKNOWN = (
+    "with these classes no cloud will be unknown: the threshold was found with the bundle's own, all of them"
+)
 
 Classes = Iterable[str] | Vocabulary | ClassBank | str | os.PathLike[str]
 
@@ -45,15 +50,22 @@ class ClassChoice:
 
     def bank(self, classes: Classes) -> ClassBank:
         """Make the class bank of what a user gives: see `Classifier.set_classes`."""
+        if isinstance(classes, (str, os.PathLike)):
+            classes = load_classes(Path(classes))
         if isinstance(classes, ClassBank):
             return self._given(classes)
         if isinstance(classes, Vocabulary):
-            return self._given(ClassBank.plain(classes))
-        if isinstance(classes, (str, os.PathLike)):
-            return self._given(load_class_bank(Path(classes)))
+            # Its own scale is that of the text model alone, at which nearly every score is 0 or 1.
+            scale = self.own.vocabulary.logit_scale
+            return self._given(self._like_own(replace(classes, logit_scale=scale)))
         names = tuple(classes)
         check_names(names)
         return self._chosen(names) if set(names) <= set(self.own.vocabulary.names) else self._embedded(names)
+
+    def note(self, bank: ClassBank) -> str:
+        """What one should know of classes that `bank` made; empty where there is nothing."""
+        lost = bank.unknown_similarity is None and self.own.unknown_similarity is not None
+        return NOTHING_UNKNOWN if lost else ""
 
     def _fitting(self, bank: ClassBank) -> ClassBank:
         dim, found = self._manifest.encoder.dim, bank.vocabulary
@@ -83,23 +95,26 @@ class ClassChoice:
         own = self.own
         row = {name: index for index, name in enumerate(own.vocabulary.names)}
         lengths = own.lengths[[row[name] for name in names]]
-        whole = len(names) == len(own)
-        return ClassBank(
-            own.vocabulary.select(names),
-            lengths,
-            own.temperature,
-            own.unknown_similarity if whole else None,
-            own.unknown_rule if whole else "",
-        )
+        return ClassBank(own.vocabulary.select(names), lengths, own.temperature, *self._threshold(names))
 
     def _embedded(self, names: tuple[str, ...]) -> ClassBank:
-        """Other classes: embedded as the bundle's were, with what calibration says about any class."""
+        """Other classes: embedded as the bundle's were."""
         own = self.own.vocabulary
         vocabulary = self._text_encoder().vocabulary(
             names, own.prompts, logit_scale=own.logit_scale, tag=own.tag, spaces=self._spaces()
         )
-        lengths = np.full(len(names), np.median(self.own.lengths), np.float32)
-        return self._fitting(ClassBank(vocabulary, lengths, self.own.temperature))
+        return self._fitting(self._like_own(vocabulary))
+
+    def _like_own(self, vocabulary: Vocabulary) -> ClassBank:
+        """Text embeddings with what training and calibration found about any class."""
+        lengths = np.full(len(vocabulary), np.median(self.own.lengths), np.float32)
+        return ClassBank(vocabulary, lengths, self.own.temperature, *self._threshold(vocabulary.names))
+
+    def _threshold(self, names: tuple[str, ...]) -> tuple[float | None, str]:
+        """The threshold of `unknown` and its rule: they hold for all of the bundle's classes, in any order."""
+        own = self.own
+        whole = set(names) == set(own.vocabulary.names)
+        return (own.unknown_similarity, own.unknown_rule) if whole else (None, "")
 
     def _text_encoder(self) -> TextEncoder:
         with self._lock:

@@ -155,11 +155,13 @@ class Classifier:
         """Tell other classes apart from the next call on; a test-time cache starts anew.
 
         Args:
-            classes: names; a `Vocabulary`; a `ClassBank`; or the path of a `classes.npz`. Names that all are the
-                bundle's own keep their trained embeddings. For others the bundle needs its text encoder
-                (`crossmost export --text-encoder`): they get the bundle's prompts, scale and temperature. A vocabulary
-                is taken as it is, uncalibrated. No class is `unknown` unless a bank brings its threshold, or the
-                names are the bundle's own, all of them: a threshold holds for the classes it was found with.
+            classes: names; a `Vocabulary`; a `ClassBank`; or the path of a `classes.npz`, which holds one or the other.
+                Names that all are the bundle's own keep their trained embeddings. For others the bundle needs its text
+                encoder (`crossmost export --text-encoder`): they get the bundle's prompts, scale and temperature. A
+                vocabulary gets the bundle's scale and temperature too: its own scale is that of its text model, at
+                which nearly every score is 0 or 1. A bank is taken as it is, `ClassBank.plain` of a vocabulary as well.
+                No cloud is `unknown` unless a bank brings its threshold, or the names are the bundle's own, all of
+                them: a threshold holds for the classes it was found with. `info()` says so.
 
         Raises:
             InvalidVocabulary: names or embeddings that cannot be used, such as those of another text model; the old
@@ -224,6 +226,7 @@ class Classifier:
                 "text_model": bank.vocabulary.tag,
                 "temperature": bank.temperature,
                 "unknown_similarity": bank.unknown_similarity,
+                "note": self._choice.note(bank),
             },
             "cache": None if cache is None else {**cache.settings(), "size": len(cache)},
         }

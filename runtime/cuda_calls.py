@@ -15,7 +15,19 @@ HINTS = {
 
 
 class CudaError(RuntimeError):
-    """The CUDA driver refused; the message names the call, the error and, where known, the remedy."""
+    """The CUDA driver refused; the message names the call, the error and, where known, the remedy.
+
+    Attributes:
+        status: the driver's name of the error, such as `CUDA_ERROR_OUT_OF_MEMORY`; empty where it gave none.
+    """
+
+    def __init__(self, message: str, status: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class MissingFunction(CudaError):
+    """cuda-python did not find a function in the driver, which is older than the function."""
 
 
 def call(driver: Any, function: str, *arguments: Any) -> Any:
@@ -30,12 +42,19 @@ def call(driver: Any, function: str, *arguments: Any) -> Any:
         The result after the status, None where there is none.
 
     Raises:
+        MissingFunction: the driver has no such function.
         CudaError: any status but success.
     """
-    status, *values = getattr(driver, function)(*arguments)
+    try:
+        status, *values = getattr(driver, function)(*arguments)
+    except CudaError:  # of a driver that wraps another
+        raise
+    except RuntimeError as error:  # cuda-python looks for a function when it is first called
+        reason = str(error).partition("\n")[0]
+        raise MissingFunction(f"{function} failed: {reason}: update the NVIDIA driver") from error
     if status != driver.CUresult.CUDA_SUCCESS:
         hint = HINTS.get(status.name)
-        raise CudaError(f"{function} failed with {status.name}" + (f": {hint}" if hint else ""))
+        raise CudaError(f"{function} failed with {status.name}" + (f": {hint}" if hint else ""), status.name)
     return values[0] if values else None
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmost.runtime.cuda_calls import CudaError, call, import_driver
+from crossmost.runtime.cuda_calls import CudaError, MissingFunction, call, import_driver
+from crossmost.runtime.cuda_events import elapsed_milliseconds
+from crossmost.runtime.cuda_exclusion import EXCLUSIVE
 
 
 class CudaDevice:
@@ -138,9 +140,17 @@ class CudaStream:
         self._device.call("cuEventRecordWithFlags", self._marks[index], self.handle, int(how))
 
     def seconds(self, first: int, second: int) -> float:
-        """Time between two marks that were passed."""
-        milliseconds = self._device.call("cuEventElapsedTime", self._marks[first], self._marks[second])
-        return float(milliseconds) / 1000
+        """Time between two marks that were passed.
+
+        Raises:
+            CudaError: the driver cannot say.
+        """
+        marks = self._marks[first], self._marks[second]
+        try:
+            milliseconds = float(self._device.call("cuEventElapsedTime", *marks))
+        except MissingFunction:
+            milliseconds = elapsed_milliseconds(*marks)
+        return milliseconds / 1000
 
     def wait(self) -> None:
         """Wait for all that was enqueued; errors of the work show here."""
@@ -150,10 +160,14 @@ class CudaStream:
         """Turn what a function enqueues on this stream into a graph; nothing of it runs.
 
         Raises:
-            CudaError: something in it cannot be captured.
+            CudaError: something in it cannot be captured, or another library disturbed it.
         """
+        with EXCLUSIVE:
+            return self._capture(enqueue)
+
+    def _capture(self, enqueue: Callable[[], None]) -> CudaGraph:
         mode = self._device.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._device.call("cuStreamBeginCapture", self.handle, mode)  # other threads may allocate meanwhile
+        self._device.call("cuStreamBeginCapture", self.handle, mode)  # other libraries may allocate meanwhile
         self._capturing = True
         try:
             enqueue()

@@ -52,7 +52,7 @@ def probe_cuda(load: Callable[[str], Any] = ctypes.CDLL) -> CudaDriver:
     Args:
         load: opens a shared library by name; raises OSError where there is none.
     """
-    cuda = _open(load)
+    cuda = open_library(load)
     if cuda is None:
         return CudaDriver("", (), f"no CUDA driver on this machine ({LIBRARIES[0]} not found)")
     version = ""
@@ -67,7 +67,12 @@ def probe_cuda(load: Callable[[str], Any] = ctypes.CDLL) -> CudaDriver:
     return CudaDriver(version, gpus, "" if gpus else "the CUDA driver offers no GPU: it counts 0 devices")
 
 
-def _open(load: Callable[[str], Any]) -> Any:
+def open_library(load: Callable[[str], Any] = ctypes.CDLL) -> Any:
+    """The driver's own library; None where there is none.
+
+    Args:
+        load: see `probe_cuda`.
+    """
     for name in LIBRARIES:
         try:
             return load(name)

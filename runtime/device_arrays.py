@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.cuda_calls import CudaError, call, import_driver
+from crossmost.runtime.cuda_exclusion import CAPTURING, EXCLUSIVE
 
 INTERFACE = "__cuda_array_interface__"
+TRIES, PAUSE = 10, 0.02
+"""Tries of a copy while another library captures a graph, and seconds between two of them."""
 
 
 class UnreadableArray(ValueError):
@@ -36,11 +40,7 @@ def to_host(array: Any, load_driver: Callable[[], Any] = import_driver) -> NDArr
         try:
             driver = load_driver()
             with _device_of(driver, source.start):
-                if source.stream is UNKNOWN:
-                    call(driver, "cuCtxSynchronize")
-                elif source.stream is not None:
-                    call(driver, "cuStreamSynchronize", source.stream)
-                call(driver, "cuMemcpyDtoH", content.ctypes.data, source.start, source.size)
+                _copy(driver, source, content)
         except (ModuleNotFoundError, CudaError) as error:
             raise UnreadableArray(
                 f"expected points that the CPU can read, found them on a GPU ({error}): copy them to the CPU"
@@ -97,6 +97,23 @@ class _Source:
         before, after = (sum(step for step in reach if step * sign > 0) for sign in (-1, 1))
         size = after - before + dtype.itemsize if 0 not in shape else 0
         return cls(shape, dtype, strides, address, address + before if size else address, size, stream)
+
+
+def _copy(driver: Any, source: _Source, content: NDArray[np.uint8]) -> None:
+    """Wait for the work on an array and copy it; again where another library was capturing a graph."""
+    for left in reversed(range(TRIES)):
+        try:
+            with EXCLUSIVE:
+                if source.stream is UNKNOWN:
+                    call(driver, "cuCtxSynchronize")
+                elif source.stream is not None:
+                    call(driver, "cuStreamSynchronize", source.stream)
+                call(driver, "cuMemcpyDtoH", content.ctypes.data, source.start, source.size)
+            return
+        except CudaError as error:
+            if error.status not in CAPTURING or not left:
+                raise
+        time.sleep(PAUSE)
 
 
 @contextmanager

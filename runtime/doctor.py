@@ -15,13 +15,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from crossmost.runtime.class_choice import CLASSES, ClassChoice
 from crossmost.runtime.cuda_driver import CudaDriver, probe_cuda
 from crossmost.runtime.engine_cache import cache_folder
 from crossmost.runtime.manifest import InvalidBundle, Manifest, check_files, load_manifest
+from crossmost.runtime.onnx_backend import GRAPH
 from crossmost.runtime.selection import BACKENDS
+from crossmost.runtime.vocabulary import InvalidVocabulary
 
 State = Literal["ok", "none", "bad"]
 MARKS: dict[State, str] = {"ok": "ok  ", "none": "-   ", "bad": "BAD "}
+DAMAGED = "none is chosen for a bundle that is damaged"
 SECONDS = 120
 """Until a question to another process counts as not answered."""
 
@@ -118,6 +122,11 @@ class Diagnosis:
         lines.append(f"{mark}{'would be used':<22}{self.choice.used or 'nothing'}: {self.choice.why}")
         return lines + [f"    not {name:<18}{why}" for name, why in self.choice.refused.items()]
 
+    @property
+    def usable(self) -> bool:
+        """Whether the bundle can be used here; True where none was looked at."""
+        return self.choice is None or bool(self.choice.used)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -134,7 +143,8 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
     findings = [*_machine(), *_gpus(driver), *_packages(versions), *_onnxruntime(versions), _cache()]
     if bundle is None or manifest is None:
         return Diagnosis(tuple(findings))
-    return Diagnosis((*findings, _files(bundle, manifest)), _choose(bundle))
+    files = _files(bundle, manifest)
+    return Diagnosis((*findings, files), _choose(bundle) if files.state == "ok" else Choice("", DAMAGED))
 
 
 def installed() -> dict[str, str]:
@@ -228,9 +238,11 @@ def _cache() -> Finding:
 
 
 def _files(bundle: Path, manifest: Manifest) -> Finding:
+    """Whether the classifier would take them."""
     try:
-        check_files(bundle, manifest)
-    except InvalidBundle as error:
+        check_files(bundle, manifest, {CLASSES, GRAPH, *manifest.files})
+        ClassChoice(bundle, manifest, None)
+    except (InvalidBundle, InvalidVocabulary) as error:
         return Finding("bundle", "bad", str(error))
     engines = len(manifest.engines)
     return Finding(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossmost.runtime.engine_compiled import CompiledKernels, compiled_file
 from crossmost.runtime.engine_facts import EngineFacts, InvalidEngine, check_plan
 from crossmost.runtime.engine_log import Messages, make_logger
 from crossmost.runtime.engine_packages import TensorRt
@@ -17,29 +17,30 @@ class EngineFailed(RuntimeError):
     """TensorRT refused an engine or a batch; the message holds the last error of its logger."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LoadedEngine:
     """TensorRT's objects of one engine; all of them must live as long as its contexts.
+
+    TensorRT allocates while it makes a context: only one thread of the process may do so at a time, see
+    `cuda_exclusion`.
 
     Attributes:
         tensorrt: the package.
         facts: the engine's sidecar.
         runtime: what deserialized it.
         engine: the engine.
-        config: of its contexts, where the package compiles kernels when it loads (TensorRT-RTX); else None.
-        compiled: the kernels that its contexts share then; else None.
         messages: what its logger was told.
-        lock: held while a context is made: TensorRT compiles and allocates then.
+        config: of its contexts, where the package compiles kernels when it runs (TensorRT-RTX); else None.
+        compiled: the kernels that its contexts share then; else None.
     """
 
     tensorrt: TensorRt
     facts: EngineFacts
     runtime: Any
     engine: Any
-    config: Any
-    compiled: Any
     messages: Messages
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    config: Any = None
+    compiled: CompiledKernels | None = None
 
     @property
     def batches(self) -> tuple[int, int]:
@@ -66,6 +67,16 @@ class LoadedEngine:
             raise self.failed("did not select the profile")
         return context
 
+    def keep_compiled(self) -> None:
+        """Keep the kernels that were compiled here, where the package compiles any, for the next process."""
+        if self.compiled is not None:
+            self.compiled.keep()
+
+    def close(self) -> None:
+        """Keep what was compiled and let TensorRT free the engine; its contexts are gone, the GPU's is current."""
+        self.keep_compiled()
+        self.compiled = self.config = self.engine = self.runtime = None
+
     def failed(self, what: str) -> EngineFailed:
         """The error to raise where TensorRT answered with None or False."""
         return EngineFailed(
@@ -73,7 +84,9 @@ class LoadedEngine:
         )
 
 
-def load_engine(tensorrt: TensorRt, plan: bytes, facts: EngineFacts, graph: Path) -> LoadedEngine:
+def load_engine(
+    tensorrt: TensorRt, plan: bytes, facts: EngineFacts, graph: Path, cache: Path | None = None
+) -> LoadedEngine:
     """Deserialize a plan for the GPU whose context is current, and give it its weights if they were left out.
 
     Args:
@@ -81,6 +94,7 @@ def load_engine(tensorrt: TensorRt, plan: bytes, facts: EngineFacts, graph: Path
         plan: content of the .engine file.
         facts: of the plan; `engine_preflight.preflight` found nothing against them.
         graph: the ONNX graph it was built from, for the weights.
+        cache: folder of what was built here, for the kernels TensorRT-RTX compiles; None to keep them nowhere.
 
     Raises:
         InvalidEngine: the plan is not the one of the facts.
@@ -93,13 +107,14 @@ def load_engine(tensorrt: TensorRt, plan: bytes, facts: EngineFacts, graph: Path
     if facts.recipe.flags.version_compatible:  # such a plan holds code for the host: the lean runtime
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
-    loaded = LoadedEngine(tensorrt, facts, runtime, engine, None, None, messages)
+    loaded = LoadedEngine(tensorrt, facts, runtime, engine, messages)
     if engine is None:
         raise loaded.failed("could not load the plan")
     if facts.recipe.flags.strip_weights:
         _refit(loaded, logger, graph)
-    config, compiled = _context_config(tensorrt, engine)
-    return LoadedEngine(tensorrt, facts, runtime, engine, config, compiled, messages)
+    if tensorrt.portable:
+        _compile_for_contexts(loaded, cache)
+    return loaded
 
 
 def check_tensors(facts: EngineFacts, encoder: Encoder) -> None:
@@ -134,16 +149,17 @@ def _refit(loaded: LoadedEngine, logger: Any, graph: Path) -> None:
         raise loaded.failed(f"could not refit {graph.name}")
 
 
-def _context_config(tensorrt: TensorRt, engine: Any) -> tuple[Any, Any]:
-    """How TensorRT-RTX makes contexts: it compiles kernels then, once for all contexts and for their very shapes.
+def _compile_for_contexts(loaded: LoadedEngine, cache: Path | None) -> None:
+    """Have TensorRT-RTX compile kernels once for all contexts and processes, and for the contexts' very shapes.
 
     A graph would otherwise hold the slower kernels for any shape for good.
     """
-    if not tensorrt.portable:
-        return None, None
-    trt, config = tensorrt.module, engine.create_runtime_config()
+    trt, config = loaded.tensorrt.module, loaded.engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    compiled = config.create_runtime_cache()
-    config.set_runtime_cache(compiled)
-    return config, compiled
+    kernels = config.create_runtime_cache()
+    path = None if cache is None else compiled_file(cache, loaded.facts, loaded.tensorrt)
+    loaded.compiled = CompiledKernels(kernels, path)
+    loaded.messages.errors.clear()  # of a file that does not fit: no later failure is its
+    config.set_runtime_cache(kernels)
+    loaded.config = config

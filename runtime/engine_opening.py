@@ -34,7 +34,7 @@ def open_engine(
         bundle: its folder.
         manifest: of the bundle.
         tensorrt: what loads it, and its GPU.
-        cache: folder of engines built here; None for none.
+        cache: folder of engines built and kernels compiled here; None for none.
         rebuild: whether one is built where none fits.
 
     Raises:
@@ -46,7 +46,8 @@ def open_engine(
     for found in search.fitting:
         try:
             plan = found.path.read_bytes()
-            return OpenedEngine(_load(bundle, manifest, tensorrt, plan, found.facts), str(found.path))
+            engine = _load(bundle, manifest, tensorrt, plan, found.facts, cache)
+            return OpenedEngine(engine, str(found.path))
         except (EngineFailed, InvalidBundle) as error:
             refused.append(str(error))
         except OSError as error:
@@ -65,11 +66,16 @@ def _search(bundle: Path, manifest: Manifest, tensorrt: TensorRt, cache: Path | 
 
 
 def _load(
-    bundle: Path, manifest: Manifest, tensorrt: TensorRt, plan: bytes, facts: EngineFacts
+    bundle: Path,
+    manifest: Manifest,
+    tensorrt: TensorRt,
+    plan: bytes,
+    facts: EngineFacts,
+    cache: Path | None,
 ) -> LoadedEngine:
     if facts.recipe.flags.strip_weights:
         check_graph(bundle, manifest)
-    return load_engine(tensorrt, plan, facts, bundle / GRAPH)
+    return load_engine(tensorrt, plan, facts, bundle / GRAPH, cache)
 
 
 def _build(
@@ -84,7 +90,7 @@ def _build(
     like = search.others[0] if search.others else None
     try:
         built = rebuild_engine(bundle, manifest, tensorrt, like, cache, look)
-        engine = _load(bundle, manifest, tensorrt, built.plan, built.facts)
+        engine = _load(bundle, manifest, tensorrt, built.plan, built.facts, cache)
     except (EngineBuildFailed, EngineFailed) as error:
         raise BackendUnavailable(f"no engine could be built here: {error}") from error
     return OpenedEngine(engine, f"built from {bundle / GRAPH}", built.notes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossmost.runtime.cuda_driver import Gpu
 from crossmost.runtime.engine_errors import EngineBuildFailed
 from crossmost.runtime.engine_packages import TensorRt
 from crossmost.runtime.file_locks import locked
@@ -73,7 +74,10 @@ class TimingCache:
 def timing_key(tensorrt: TensorRt) -> str:
     """Name of the timings that hold for this GPU, compute capability, TensorRT version and driver."""
     assert tensorrt.gpu is not None
-    gpu = re.sub(r"[^a-z0-9]+", "-", tensorrt.gpu.name.lower()).strip("-")
-    return (
-        f"{tensorrt.package}-{tensorrt.version}-{gpu}-{tensorrt.gpu.compute_capability}-cuda{tensorrt.driver}"
-    )
+    gpu = f"{gpu_word(tensorrt.gpu)}-{tensorrt.gpu.compute_capability}"
+    return f"{tensorrt.package}-{tensorrt.version}-{gpu}-cuda{tensorrt.driver}"
+
+
+def gpu_word(gpu: Gpu) -> str:
+    """The name of a GPU as a part of a file name, such as `nvidia-h100-80gb-hbm3`."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_device import CudaDevice, CudaGraph, CudaStream, DeviceMemory, PinnedMemory
+from crossmost.runtime.cuda_exclusion import EXCLUSIVE
 from crossmost.runtime.cuda_kernels import SamplingKernels
 from crossmost.runtime.engine_loading import EngineFailed, LoadedEngine
 from crossmost.runtime.engine_shapes import Shape, offsets
@@ -26,6 +27,8 @@ from crossmost.runtime.manifest import Encoder
 
 Embeddings = tuple[NDArray[np.float32], dict[str, float]]
 MOST_SHAPES = 16
+MOST_CAPTURES = 3
+"""Times that the work of a shape is captured in vain: another library may disturb a capture, and not the next one."""
 BEGIN, GROUPED, ENCODED = range(3)
 """The marks on the stream between which time is taken."""
 
@@ -51,14 +54,14 @@ class Plan:
         context: TensorRT's, for this shape and these addresses.
         at: where its tensors are.
         graph: the captured work; None until it was captured, or where that failed.
-        capturable: whether a capture is still to be tried.
+        captures: how often a capture is still to be tried.
     """
 
     shape: Shape
     context: Any
     at: Places
     graph: CudaGraph | None = None
-    capturable: bool = True
+    captures: int = MOST_CAPTURES
 
     def close(self) -> None:
         """Drop graph and context."""
@@ -87,7 +90,10 @@ class EngineWorker:
         self._input: PinnedMemory | None = None
         self._output: PinnedMemory | None = None
         self._plans: OrderedDict[Shape, Plan] = OrderedDict()
+        self._batches: set[int] = set()
         self.notes: list[str] = []
+        self.launches = 0
+        """Batches that were one launch of a graph."""
 
     @property
     def shapes(self) -> dict[Shape, bool]:
@@ -121,6 +127,7 @@ class EngineWorker:
             filled = time.perf_counter()
             if plan.graph is not None:
                 plan.graph.launch(self._stream)
+                self.launches += 1
             else:
                 self._enqueue(plan)
             self._stream.wait()
@@ -129,8 +136,11 @@ class EngineWorker:
         except BaseException:
             self._forget(shape)  # whatever state it is in, it is not used again
             raise
-        if plan.graph is None and plan.capturable:
+        if plan.graph is None and plan.captures:
             self._capture(plan)
+        if shape.batch not in self._batches:  # for which kernels may have been compiled
+            self._batches.add(shape.batch)
+            self._engine.keep_compiled()
         return rows, seconds
 
     def close(self) -> None:
@@ -143,9 +153,9 @@ class EngineWorker:
     def _plan(self, shape: Shape) -> Plan:
         """The plan of a shape; the one used longest ago goes where there are too many."""
         if shape not in self._plans:
-            while len(self._plans) >= MOST_SHAPES:
-                self._forget(next(iter(self._plans)))
-            with self._engine.lock:
+            with EXCLUSIVE:
+                while len(self._plans) >= MOST_SHAPES:
+                    self._forget(next(iter(self._plans)))
                 self._plans[shape] = self._make_plan(shape)
         self._plans.move_to_end(shape)
         return self._plans[shape]
@@ -244,15 +254,17 @@ class EngineWorker:
 
     def _capture(self, plan: Plan) -> None:
         """Capture the work of a plan that ran once, as TensorRT and the driver want it; it works without, too."""
-        plan.capturable = False
+        plan.captures -= 1
         can = getattr(plan.context, "is_stream_capturable", None)  # of TensorRT-RTX
         if can is not None and not can(self._stream.handle):
+            plan.captures = 0
             self._note(plan, "the engine cannot be captured: rebuild it with this version")
             return
         try:
             plan.graph = self._stream.capture(lambda: self._enqueue(plan))
         except (CudaError, EngineFailed) as error:
-            self._note(plan, str(error))
+            if not plan.captures:
+                self._note(plan, str(error))
 
     def _note(self, plan: Plan, why: str) -> None:
         batch, points = plan.shape
@@ -274,11 +286,13 @@ class EngineWorker:
         if plan is not None:
             with suppress(CudaError):  # contexts and graphs may be in use until then
                 self._stream.wait()
-            plan.close()
+            with EXCLUSIVE:
+                plan.close()
 
     def _free(self) -> None:
         memories = (self._memory, self._input, self._output)
         self._memory = self._input = self._output = None
-        for memory in memories:
-            if memory is not None:
-                memory.close()
+        with EXCLUSIVE:
+            for memory in memories:
+                if memory is not None:
+                    memory.close()

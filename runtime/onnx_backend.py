@@ -42,6 +42,7 @@ class OnnxBackend:
         provider: str = "cpu",
         device: int | None = None,
         threads: int | None = None,
+        graph: str | None = None,
     ) -> None:
         """Open `encoder.onnx`, or on a CPU `encoder.int8.onnx` where the bundle has one; the caller checked digests.
 
@@ -51,6 +52,7 @@ class OnnxBackend:
             provider: `cpu` or `cuda`.
             device: index of the GPU; None for the first.
             threads: of one pass on the CPU; None for one a core.
+            graph: one of the two by name, `GRAPH` or `INT8`; None for the choice above.
 
         Raises:
             BackendUnavailable: ONNX Runtime is missing, or cannot run this bundle or use the GPU.
@@ -62,12 +64,12 @@ class OnnxBackend:
         self._version = str(runtime.__version__)
         self._clouds = max(1, POINTS_AT_ONCE[provider] // (self._encoder.groups * self._encoder.neighbors))
         # Whoever exported with --int8 wanted it where it is the faster one: on CPUs.
-        self._graph = INT8 if provider == "cpu" and INT8 in manifest.files else GRAPH
-        graph = locate(Path(bundle), self._graph)
+        self._graph = graph or (INT8 if provider == "cpu" and INT8 in manifest.files else GRAPH)
+        path = locate(Path(bundle), self._graph)
         if provider == "cpu":
-            self._session: Any = _open_cpu(graph, manifest.precision, threads)
+            self._session: Any = _open_cpu(path, manifest.precision, threads)
         else:
-            self._session = _open_cuda(runtime, graph, device or 0, threads)
+            self._session = _open_cuda(runtime, path, device or 0, threads)
             self._try_out()
 
     def embed(self, clouds: Sequence[NDArray[np.float32]]) -> Embedded:

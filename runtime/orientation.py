@@ -40,7 +40,8 @@ def rotation(up: str, to: str = "z") -> NDArray[np.float64]:
         to: of `FRAMES`.
 
     Returns:
-        (3, 3) float64 with determinant +1, -1 if one of the frames is mirrored; `points @ rotation.T` turns (N, 3) points.
+        (3, 3) float64 with determinant +1, or -1 if one of the frames is mirrored; `points @ rotation.T` turns (N, 3)
+        points.
 
     Raises:
         KeyError: another frame.

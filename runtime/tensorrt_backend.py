@@ -5,8 +5,8 @@ TensorRT ends the process where there is no driver, so nothing here imports it b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from crossmost.runtime.backend import BackendUnavailable, Embedded
 from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_device import CudaDevice
 from crossmost.runtime.cuda_driver import Gpu, probe_cuda
+from crossmost.runtime.cuda_exclusion import EXCLUSIVE
 from crossmost.runtime.cuda_kernels import KERNELS, InvalidLaunch, SamplingKernels, ptx_name
 from crossmost.runtime.engine_cache import cache_folder as default_cache_folder
 from crossmost.runtime.engine_opening import OpenedEngine, open_engine
@@ -27,6 +28,10 @@ from crossmost.runtime.engine_worker import EngineWorker
 from crossmost.runtime.manifest import Manifest
 
 WORKERS = 2
+
+
+class FirstPassFailed(BackendUnavailable):
+    """An engine that loads and cannot embed here."""
 
 
 class TensorRtBackend:
@@ -48,7 +53,7 @@ class TensorRtBackend:
         cache_folder: Path | None = None,
         workers: int = WORKERS,
     ) -> None:
-        """Find an engine that fits this GPU, in the bundle or among those built here, and load it.
+        """Find an engine that fits this GPU, in the bundle or among those built here, load it and try it out.
 
         Args:
             bundle: the folder.
@@ -56,11 +61,12 @@ class TensorRtBackend:
             package: which TensorRT.
             device: index of the GPU; None for the first.
             rebuild: where no engine fits, build one from `encoder.onnx` and keep it in the cache.
-            cache_folder: of engines built here; None for that of `engine_cache.cache_folder`.
+            cache_folder: of engines built and kernels compiled here; None for that of `engine_cache.cache_folder`.
             workers: batches that can be on the GPU at once.
 
         Raises:
             BackendUnavailable: why, and the command that builds an engine.
+            FirstPassFailed: TensorRT or the GPU failed at a first cloud.
             InvalidBundle: the graph that is to be built or its weights are damaged.
         """
         self.name: str = package
@@ -79,6 +85,9 @@ class TensorRtBackend:
                     Path(bundle), manifest, self._tensorrt, cache=cache, rebuild=rebuild
                 )
             self._pool = WorkerPool(self._make_worker, workers)
+            undo.pop_all()
+            undo.callback(self.close)
+            self._try_out()
             undo.pop_all()
 
     def embed(self, clouds: Sequence[NDArray[np.float32]]) -> Embedded:
@@ -113,6 +122,7 @@ class TensorRtBackend:
             "driver": self._tensorrt.driver,
             "workers": len(workers),
             "bytes": sum(worker.bytes for worker in workers),
+            "graph_launches": sum(worker.launches for worker in workers),
             "shapes": [
                 {"batch": shape.batch, "points": shape.points, "cuda_graph": captured}
                 for worker in workers
@@ -121,29 +131,45 @@ class TensorRtBackend:
         }
         if opened is None:
             return facts
-        engine = opened.engine.facts
+        engine, compiled = opened.engine.facts, opened.engine.compiled
+        unkept = [compiled.note] if compiled is not None and compiled.note else []
         return facts | {
             "engine": opened.origin,
             "precision": engine.precision,
             "batch": list(engine.recipe.profile["batch"]),
-            "notes": [*opened.notes, *notes],
+            "notes": [*opened.notes, *unkept, *notes],
         }
 
     def close(self) -> None:
         """Wait for batches under way and free everything: see `Backend.close`."""
         if not self._pool.close(lambda worker: self._in_context(worker.close)):
             return
-        self._opened = None
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            self._in_context(opened.engine.close)
         self._in_context(self._kernels.close)
         self._device.close()
 
-    def _in_context(self, close: Any) -> None:
+    def _in_context(self, close: Callable[[], None]) -> None:
         """Close something in the GPU's context; after an error of the GPU there is nothing left to close."""
-        try:
-            with self._device.current():
-                close()
-        except CudaError:
-            pass
+        with suppress(CudaError), EXCLUSIVE, self._device.current():
+            close()
+
+    def _try_out(self) -> None:
+        """Embed one cloud, enqueued and as a graph: what TensorRT or the driver lack may show only then."""
+        if why := self._first_failure():
+            raise FirstPassFailed(f"{self._tensorrt}'s first pass on {self._gpu} failed: {why}")
+
+    def _first_failure(self) -> str:
+        """Why a cloud cannot be embedded; "" where it can."""
+        cloud = np.zeros((self._least, self._encoder.channels), np.float32)
+        with self._device.current():  # TensorRT's objects may hang on the error alone, which ends here
+            try:
+                for _ in range(2):
+                    self.embed([cloud])
+            except Exception as error:  # a vendor's library may raise anything
+                return " ".join(str(error).split()) or type(error).__name__
+        return ""
 
     def _check(self, clouds: Sequence[NDArray[np.float32]]) -> None:
         """The kernels trust sizes, and a float64 would be read as two numbers."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +26,10 @@ from crossmost.runtime.backend import BackendUnavailable
 from crossmost.runtime.cuda_calls import call
 from crossmost.runtime.cuda_driver import CudaDriver, Gpu
 from crossmost.runtime.cuda_kernels import SamplingKernels
+from crossmost.runtime.manifest import load_manifest
+from crossmost.runtime.onnx_backend import INT8
 from crossmost.runtime.sampling import farthest_point_indices, group
+from crossmost.runtime.tensorrt_backend import FirstPassFailed
 
 ROOT = Path(__file__).parents[1]
 ADA = Gpu("NVIDIA RTX 6000 Ada", "8.9")
@@ -39,10 +45,14 @@ def load(folder: Path, name: str) -> ModuleType:
 
 
 # The names under which the script finds its modules, too.
-gpu, gpu_backends, gpu_bundle, gpu_checks, gpu_clouds, gpu_kernels, gpu_table, gpu_timing = (
+(
+    gpu, gpu_backends, gpu_bundle, gpu_checks, gpu_clouds, gpu_kernels, gpu_parity, gpu_reference, gpu_table,
+    gpu_timing,
+) = (
     load(ROOT / "benchmarks", name)
     for name in (
-        "gpu", "gpu_backends", "gpu_bundle", "gpu_checks", "gpu_clouds", "gpu_kernels", "gpu_table", "gpu_timing",
+        "gpu", "gpu_backends", "gpu_bundle", "gpu_checks", "gpu_clouds", "gpu_kernels", "gpu_parity", "gpu_reference",
+        "gpu_table", "gpu_timing",
     )
 )  # fmt: skip
 fake_gpu = load(ROOT / "tests" / "runtime", "fake_gpu")
@@ -144,14 +154,20 @@ class Kernels:
 class Engine:
     """A classifier on the CPU that says it is TensorRT's; `spoil` changes answers by the number of the call."""
 
-    def __init__(self, bundle: Path, spoil: Callable[[int, Any], Any] = lambda call, rows: rows) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        spoil: Callable[[int, Any], Any] = lambda call, rows: rows,
+        backend: str = "tensorrt",
+    ) -> None:
         self.real = Classifier.load(bundle, "onnxruntime-cpu", threads=1)
         self.spoil, self.calls, self.seen = spoil, itertools.count(), {}  # type: ignore[var-annotated]
-        self.captures = True
+        self.captures, self.launches, self.backend = True, 0, backend
 
     def embed(self, clouds: Any) -> NDArray[np.float32]:
         # A batch of its own each, which makes an answer depend on its cloud alone, as a padded shape does.
         rows = np.concatenate([self.real.embed(cloud) for cloud in clouds])
+        self.launches += self.seen.get(len(clouds), False)
         self.seen.setdefault(len(clouds), self.captures)
         return self.spoil(next(self.calls), rows)
 
@@ -163,7 +179,12 @@ class Engine:
             {"batch": batch, "points": 64, "cuda_graph": captured} for batch, captured in self.seen.items()
         ]
         device = {"shapes": made, "batch": [1, 4, 8], "notes": [] if self.captures else ["not captured: why"]}
-        return self.real.info() | {"backend": "tensorrt", "device": device}
+        device["graph_launches"] = self.launches
+        found = self.real.info()
+        return found | {
+            "backend": self.backend,
+            "device": device if self.backend == "tensorrt" else found["device"],
+        }
 
     def __enter__(self) -> Engine:
         return self
@@ -191,8 +212,6 @@ def script(driver: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path
 
     def open_one(bundle: Path, backend: str, *, rebuild: bool) -> Any:
         assert rebuild
-        if backend == "onnxruntime-cpu":
-            return Classifier.load(bundle, backend, threads=1)
         if backend == "tensorrt":
             return Engine(bundle)
         raise BackendUnavailable(f"no {backend} on this machine, says {bundle.resolve().parent}/x")
@@ -302,10 +321,11 @@ def test_all_of_it_on_a_fake_gpu(
     assert result["proof"]["passed"]
     names = [check["name"] for check in result["proof"]["checks"]]
     for wanted in (
-        "sampling_80.ptx, G=8, K=4, C=3: no spills", "sampling_75.ptx, G=5, K=3, C=6: a grid of 3000 points",
+        "sampling_80.ptx, G=8, K=4, C=3: spilled registers", "sampling_75.ptx, G=5, K=3, C=6: a grid of 3000 points",
         "sampling_80.ptx, G=4, K=6, C=3, radius 0.2: duplicates of 3000 points",
         "tensorrt: within the gates, the clouds", "tensorrt: CUDA graph of 8 clouds", "tensorrt: 8 threads at once",
         "tensorrt: the same answers over 40 calls", "tensorrt: host memory over 40 calls", "the backends timed",
+        "tensorrt: CUDA graphs over 40 calls", "tensorrt: the same answers over 10 calls of changing shapes",
     ):  # fmt: skip
         assert wanted in names
     assert set(result["refused"][folder.name]) == {"tensorrt-rtx", "onnxruntime-cuda"}
@@ -334,14 +354,14 @@ def test_a_failure_is_named_and_written_and_leaves_the_readme(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(Kernels, "spilled", 16)
+    monkeypatch.setattr(gpu_backends, "MOST_GROWTH", {"device": 2**20, "host": -(2**40)})
     assert gpu.main([str(bundle("fp32")), "--out", str(script / "results"), "--quick"]) == 1
     proof = result_of(script / "results")["proof"]
     assert not proof["passed"]
-    assert len(proof["failures"]) == 6
-    assert all("spilled" in failure for failure in proof["failures"])
+    assert len(proof["failures"]) == 2
+    assert all("host memory" in failure for failure in proof["failures"])
     out, err = capsys.readouterr()
-    assert err.count("FAILED: ") == 6
+    assert err.count("FAILED: ") == 2
     assert "checks FAILED; a short run" in out
     assert (script / "README.md").read_text("utf-8") == MARKS
 
@@ -368,6 +388,20 @@ def test_nothing_on_the_gpu_that_opens_is_a_failure(
     assert none.startswith("fp32.bundle: a backend on the GPU opens: none opened: tensorrt-rtx: missing")
 
 
+def test_a_backend_that_opens_and_cannot_embed_is_a_failure(
+    script: Path, bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(bundle: Path, backend: str, *, rebuild: bool) -> Any:
+        if backend == "tensorrt":
+            raise FirstPassFailed("the first pass failed: why")
+        return Engine(bundle)
+
+    monkeypatch.setattr(gpu_bundle, "Classifier", type("Opens", (), {"load": staticmethod(fails)}))
+    assert gpu.main([str(bundle("fp32")), "--out", str(script / "results"), "--quick"]) == 1
+    (failure,) = result_of(script / "results")["proof"]["failures"]
+    assert failure == "fp32.bundle: tensorrt embeds: FirstPassFailed: the first pass failed: why"
+
+
 def test_an_error_of_the_gpu_is_a_failure_and_loses_nothing(
     script: Path, driver: Any, bundle: Callable[[str], Path]
 ) -> None:
@@ -390,6 +424,20 @@ def test_kernels_that_are_off_by_one_number_are_noticed(
     assert not spills.failure
     assert two.failure.startswith(f"{wrong} of cloud 1 at (7")
     assert "(1 of " in two.failure
+
+
+@pytest.mark.parametrize(("spilled", "said"), [(0, "none"), (16, "farthest_points_4 16 bytes a thread")])
+def test_spilled_registers_are_reported_and_no_failure(
+    device: Any, monkeypatch: pytest.MonkeyPatch, spilled: int, said: str
+) -> None:
+    monkeypatch.setattr(Kernels, "spilled", spilled)
+    (check,) = gpu_kernels.prove_kernels(device, Sizes(8, 4, 3), 80, [])
+    told: list[str] = []
+    proof = gpu_checks.Proof(told.append)
+    proof.add(check)
+    assert told == [f"ok      sampling_80.ptx, G=8, K=4, C=3: spilled registers ({said})"]
+    assert proof.to_dict()["passed"]
+    assert proof.to_dict()["checks"][0]["values"] == {"bytes": {"farthest_points_4": 16} if spilled else {}}
 
 
 def test_a_graph_that_does_nothing_is_noticed(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,17 +512,19 @@ def rows(angle: float, count: int = 400) -> NDArray[np.float32]:
     [
         ("fp32", 0.004, []), ("fp32", 0.006, ["cosine_min"]), ("fp16", 0.006, []), ("fp16", 0.02, ["cosine_mean"]),
         ("fp16", 0.06, ["cosine_min", "cosine_mean"]), ("fp16", 3.0, ["cosine_min", "cosine_mean", "top1_agreement"]),
+        ("bf16", 0.04, []), ("bf16", 0.06, ["cosine_mean"]), ("bf16", 0.2, ["cosine_min", "cosine_mean"]),
     ],
 )  # fmt: skip
 def test_gates(precision: str, angle: float, missed: list[str]) -> None:
-    found = gpu_backends.metrics(rows(0.0), rows(angle), Same())
-    said = gpu_backends.beyond_gates(found, precision)
+    found = gpu_parity.metrics(rows(0.0), rows(angle), Same())
+    said = gpu_parity.beyond_gates(found, precision)
     assert [part.split()[1] for part in said.split("; ") if said] == missed
 
 
 def test_gates_are_those_of_export() -> None:
     parity = pytest.importorskip("crossmost.export.parity")
-    for precision, gates in gpu_backends.GATES.items():
+    assert gpu_parity.GATES.keys() == parity.GATES.keys()
+    for precision, gates in gpu_parity.GATES.items():
         for metric, (limit, _) in gates.items():
             assert parity.GATES[precision][metric].limit == limit
 
@@ -482,7 +532,7 @@ def test_gates_are_those_of_export() -> None:
 def test_nan_meets_no_gate_and_its_result_is_json() -> None:
     found = rows(0.0)
     found[3, 0] = np.nan
-    said = gpu_backends.beyond_gates(gpu_backends.metrics(rows(0.0), found, Same()), "fp32")
+    said = gpu_parity.beyond_gates(gpu_parity.metrics(rows(0.0), found, Same()), "fp32")
     assert "finite" in said
     assert "cosine_min" in said
 
@@ -491,15 +541,69 @@ def test_top1_of_one_in_200_may_differ_and_of_three_may_not() -> None:
     for flipped, passes in ((1, True), (3, False)):
         found = rows(0.0, 200)
         found[:flipped] *= -1
-        said = gpu_backends.beyond_gates(
-            gpu_backends.metrics(rows(0.0, 200), found, Same()), "fp32", ("cosine_min",)
+        said = gpu_parity.beyond_gates(
+            gpu_parity.metrics(rows(0.0, 200), found, Same()), "fp32", ("cosine_min",)
         )
         assert (said == "") is passes
 
 
-def test_without_a_reference_there_is_no_proof(bundle: Callable[[str], Path]) -> None:
-    (check,) = gpu_backends.prove_parity(Engine(bundle("fp32")), None, Same())
-    assert "nothing to compare" in check.failure
+def references(clouds: list[Any], *bundles: Path) -> Any:
+    return gpu_reference.References({path.name: (path, load_manifest(path)) for path in bundles}, clouds)
+
+
+def test_the_reference_is_the_exported_encoder_and_not_its_8_bit_integers(
+    bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    exact = bundle("fp32")
+    with_int8 = tmp_path / "int8.bundle"
+    shutil.copytree(exact, with_int8)
+    (with_int8 / INT8).write_bytes(b"no graph")
+    manifest = json.loads((with_int8 / "manifest.json").read_text("utf-8"))
+    manifest["files"][INT8] = manifest["files"]["encoder.onnx"]
+    (with_int8 / "manifest.json").write_text(json.dumps(manifest))
+    clouds = gpu_clouds.make_clouds(40, np.random.default_rng(0))
+    found = references(clouds, with_int8)
+    part, hard = found.of("int8.bundle")
+    assert part is found.of("int8.bundle")[0]
+    assert (part.ungated, hard.ungated) == ((), ("top1_agreement",))
+    with Classifier.load(exact, "onnxruntime-cpu", threads=1) as classifier:
+        np.testing.assert_allclose(part.reference, classifier.embed(clouds), atol=1e-5)
+
+
+def test_bf16_is_compared_with_the_fp32_bundle_of_the_same_weights(
+    bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, half = bundle("fp32"), bundle("bf16")
+    clouds = gpu_clouds.make_clouds(4, np.random.default_rng(0))
+    both = references(clouds, half, exact)
+    assert both.of("bf16.bundle") is both.of("fp32.bundle")
+    (path, manifest) = both._bundles["bf16.bundle"]
+    other = {**manifest.provenance, "weights_sha256": "of another network"}
+    both = references(clouds, exact)
+    both._bundles["bf16.bundle"] = (path, replace(manifest, provenance=other))
+    assert [part.reference for part in both.of("bf16.bundle")] == [None, None]
+
+
+def test_without_a_reference_bf16_is_reported_and_other_precisions_are_no_proof(
+    bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, clouds = bundle("bf16"), gpu_clouds.make_clouds(4, np.random.default_rng(0))
+    engine = Engine(bundle("fp32"))
+    found = engine.info()
+    monkeypatch.setattr(engine, "info", lambda: found | {"bundle": {"precision": "bf16"}})
+    alone = functools.partial(references(clouds, half).of, "bf16.bundle")
+    some, hard = gpu_parity.prove_parity(engine, alone, Same())
+    assert (some.failure, some.values) == ("", {"finite": 1.0, "clouds": 4})
+    assert "compared with nothing" in hard.note
+    engine.spoil = lambda call, rows: rows * np.nan
+    assert "found 0 of them" in next(iter(gpu_parity.prove_parity(engine, alone, Same()))).failure
+
+    def missing() -> Any:
+        raise BackendUnavailable("ONNX Runtime is not installed")
+
+    proof = gpu_checks.Proof(lambda said: None)
+    proof.collect("gates", lambda: gpu_parity.prove_parity(engine, missing, Same()))
+    assert proof.failures == ["gates: BackendUnavailable: ONNX Runtime is not installed"]
 
 
 def test_graphs_that_were_not_captured_or_answer_otherwise_are_noticed(bundle: Callable[[str], Path]) -> None:
@@ -518,29 +622,75 @@ def test_graphs_that_were_not_captured_or_answer_otherwise_are_noticed(bundle: C
     assert "expected a new shape" in next(iter(gpu_backends.prove_graphs(used))).failure
 
 
-def test_the_long_loop_notices_a_changed_answer_and_growing_memory(bundle: Callable[[str], Path]) -> None:
+def test_a_loop_notices_a_changed_answer_and_growing_memory(bundle: Callable[[str], Path]) -> None:
     clouds = gpu_clouds.make_clouds(6, np.random.default_rng(0))
-    batches = len(gpu_backends.uneven_batches(clouds))
-    late = Engine(bundle("fp32"), lambda call, found: found + np.float32(1e-6 * (call == batches + 20)))
+    batches = gpu_backends.uneven_batches(clouds, *gpu_backends.OFTEN)
+    late = Engine(bundle("fp32"), lambda call, found: found + np.float32(1e-6 * (call == len(batches) + 20)))
     leak, level = itertools.count(0, 2**22), itertools.cycle([0, 2**22])
     memory = {"device": lambda: next(leak), "host": lambda: next(level)}
-    answers, device, host = gpu_backends.prove_soak(late, clouds, 30, memory)
+    answers, device, host = gpu_backends.prove_loop(late, batches, 30, "30 calls", memory)
     assert answers.failure.startswith("call 21, of ")
     assert device.failure == "28.0 MiB more at the end, expected at most 16"
     assert len(device.values["bytes"]) == gpu_backends.MARKS
     assert host.failure == ""
 
 
-def test_the_batches_of_the_long_loop_have_more_shapes_than_a_worker_keeps() -> None:
+def test_the_long_loop_launches_graphs_and_a_shorter_one_changes_shapes(
+    bundle: Callable[[str], Path],
+) -> None:
+    clouds = gpu_clouds.make_clouds(6, np.random.default_rng(0))
+    engine = Engine(bundle("fp32"))
+    answers, graphs, churn = gpu_backends.prove_soak(engine, clouds, 40, {})
+    assert (answers.name, graphs.name) == (
+        "tensorrt: the same answers over 40 calls",
+        "tensorrt: CUDA graphs over 40 calls",
+    )
+    assert graphs.failure == ""
+    assert graphs.values["launches"] == 40 + len(gpu_backends.uneven_batches(clouds, *gpu_backends.OFTEN))
+    assert graphs.note == f"{graphs.values['launches']} launches"
+    assert churn.name == "tensorrt: the same answers over 10 calls of changing shapes"
+    never = Engine(bundle("fp32"))
+    never.captures = False
+    _, graphs, _ = gpu_backends.prove_soak(never, clouds, 10, {})
+    assert graphs.failure == "expected launches of CUDA graphs, found none"
+    other = Engine(bundle("fp32"), backend="onnxruntime-cuda")
+    assert [check.failure for check in gpu_backends.prove_soak(other, clouds, 10, {})] == ["", ""]
+
+
+@pytest.mark.parametrize("points", [1024, 2048, 8192, 10000])
+def test_a_worker_keeps_the_shapes_of_the_long_loop_and_not_all_of_the_other(points: int) -> None:
     from crossmost.runtime.engine_shapes import padded_batch, padded_points
     from crossmost.runtime.engine_worker import MOST_SHAPES
 
-    batches = gpu_backends.uneven_batches(gpu_clouds.make_clouds(16, np.random.default_rng(0)))
-    shapes = {
-        (padded_batch(len(batch), 1, 64), padded_points(min(1024, max(map(len, batch))), 1024))
-        for batch in batches
-    }
-    assert len(shapes) > MOST_SHAPES
+    clouds = gpu_clouds.make_clouds(16, np.random.default_rng(0))
+    few, many = (
+        {
+            (padded_batch(len(batch), 1, 64), padded_points(min(points, max(map(len, batch))), points))
+            for batch in gpu_backends.uneven_batches(clouds, *which)
+        }
+        for which in (gpu_backends.OFTEN, ())
+    )
+    assert len(few) == 8
+    assert len(few) < MOST_SHAPES < len(many)
+
+
+def test_onnxruntime_may_differ_in_the_last_bits_and_tensorrt_may_not(bundle: Callable[[str], Path]) -> None:
+    clouds = gpu_clouds.make_clouds(6, np.random.default_rng(0))
+    for backend, noise, passes in (
+        ("tensorrt", 1e-7, False), ("onnxruntime-cuda", 1e-7, True), ("onnxruntime-cuda", 1e-2, False),
+    ):  # fmt: skip
+        sign = np.float32(noise) * np.tile(np.float32([1, -1]), 8)
+        engine = Engine(
+            bundle("fp32"), lambda call, found, sign=sign: found + sign * (call % 2), backend=backend
+        )
+        loop = gpu_backends.prove_loop(engine, gpu_backends.uneven_batches(clouds, (1,), (64,)), 11, "11", {})
+        (threads,) = gpu_backends.prove_threads(engine, clouds)
+        assert [check.failure == "" for check in (*loop, threads)] == [passes, passes]
+
+
+def test_nan_is_no_answer_that_is_nearly_the_same() -> None:
+    assert "found nan" in gpu_backends.changed(rows(0.0), rows(np.nan), exact=False)
+    assert gpu_backends.changed(rows(0.0), rows(0.0, 3), exact=False) == "(3, 2) instead of (400, 2)"
 
 
 def test_threads_that_get_the_answer_of_another_are_noticed(bundle: Callable[[str], Path]) -> None:

@@ -14,9 +14,14 @@ import sysconfig
 import venv
 import zipfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import trimesh
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import Image
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -162,6 +167,28 @@ def test_the_wheel_needs_only_what_a_robot_has(wheel: Path) -> None:
     assert base == {"numpy", "typer"}
 
 
+@pytest.mark.parametrize(("python", "newest"), [("3.10", "1.23.2"), ("3.11", "1.31.1"), ("3.14", "1.31.1")])
+def test_the_gpu_extra_can_be_had_on_every_python(python: str, newest: str) -> None:
+    """`newest` is the last onnxruntime-gpu with a wheel for this Python, as of November 2026."""
+    extra = [Requirement(each) for each in PROJECT["project"]["optional-dependencies"]["gpu"]]
+    here = [each for each in extra if each.marker is None or each.marker.evaluate({"python_version": python})]
+    (runtime,) = (each for each in here if each.name == "onnxruntime-gpu")
+    assert runtime.specifier.contains(newest)
+    assert runtime.extras == {"cuda", "cudnn"}
+    assert "cuda-bindings" in {each.name for each in here}
+
+
+def test_constraints_leave_python_3_10_what_it_can_have() -> None:
+    """These versions have no wheel for Python 3.10, where pip then takes the newest that has one."""
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    for python, expected in (("3.10", set()), ("3.11", {"onnxruntime", "cuda-bindings", "numpy"})):
+        held = {
+            pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})
+        }
+        assert held & {"onnxruntime", "cuda-bindings", "numpy"} == expected
+
+
 def test_importing_the_package_loads_nothing_of_others(from_wheel: Installed, tmp_path: Path) -> None:
     code = """
 import sys
@@ -202,6 +229,70 @@ print(loaded, trainer)
     shapes, imported = from_wheel.run(code, tmp_path).splitlines()
     assert shapes == "(256, 3) (64, 32, 3) (64, 3)"
     assert imported == "[] []"
+
+
+def modules_of_io() -> set[str]:
+    """The top-level modules that `pip install crossmost[io]` brings, the libraries of libraries included."""
+    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["io"]]
+    names, seen = {"crossmost"}, set()
+    pending = [Requirement(each) for each in wanted]
+    while pending:
+        requirement = pending.pop()
+        names.add(canonicalize_name(requirement.name))
+        for each in map(Requirement, metadata.requires(requirement.name) or []):
+            environments = [{"extra": extra} for extra in (requirement.extras or {""})]
+            if each.marker is None or any(map(each.marker.evaluate, environments)):
+                if str(each) not in seen:
+                    pending.append(each)
+                seen.add(str(each))
+    distributions = metadata.packages_distributions()
+    return {
+        module for module, of in distributions.items() if {canonicalize_name(name) for name in of} & names
+    }
+
+
+def test_io_alone_reads_textures_and_text_of_another_encoding(tmp_path: Path) -> None:
+    """Everything is installed here, so an environment with [io] alone is played: looking for more fails."""
+    picture = Image.new("RGB", (8, 8), (200, 100, 50))
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "a.mtl").write_text("# caf\xe9\nnewmtl a\nKd 1 1 1\nmap_Kd a.png\n", "latin-1")
+    square = ("0 0", "1 0", "1 1", "0 1")
+    lines = ["# caf\xe9", "mtllib a.mtl", *(f"v {at} 0" for at in square), *(f"vt {at}" for at in square)]
+    (tmp_path / "a.obj").write_text("\n".join([*lines, "usemtl a", "f 1/1 2/2 3/3 4/4", ""]), "latin-1")
+    mesh = trimesh.load_mesh(tmp_path / "a.obj")
+    mesh.visual.material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture)
+    mesh.export(tmp_path / "a.glb")
+    code = f"""
+import sys
+ALLOWED = {modules_of_io()!r} | set(sys.stdlib_module_names)
+
+class Only:
+    def __init__(self, finders):
+        self.finders = finders
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ALLOWED:
+            return next(filter(None, (each.find_spec(name, path, target) for each in self.finders)), None)
+
+sys.meta_path[:] = [Only(list(sys.meta_path))]
+from crossmost.data.readers import read_cloud
+for name in sys.argv[1:]:
+    print((read_cloud(name, samples=9).rgb * 255).round().min(axis=0).tolist())
+"""
+    printed = run([sys.executable, "-c", code, tmp_path / "a.obj", tmp_path / "a.glb"], ROOT).stdout
+    assert printed.splitlines() == ["[200.0, 100.0, 50.0]"] * 2
+
+
+def test_a_texture_without_pillow_is_an_error_and_no_white(tmp_path: Path) -> None:
+    (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    code = (
+        "import sys; sys.modules['PIL'] = None\n"
+        "from crossmost.data.readers import read_cloud\n"
+        f"try: read_cloud({str(tmp_path / 'a.obj')!r})\n"
+        "except ValueError as error: print(error)\n"
+    )
+    printed = run([sys.executable, "-c", code], ROOT).stdout
+    assert printed.strip().endswith("reading .obj needs PIL: pip install 'crossmost[io]'")
 
 
 def ruff_findings(source: str, filename: str) -> str:

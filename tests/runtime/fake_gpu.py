@@ -5,9 +5,11 @@ Work is done when a stream is waited for and not before, and every call wants a 
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import itertools
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ FREE_OF_CONTEXT = {
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxRelease",
     "cuCtxPushCurrent",
+    "cuPointerGetAttribute",
 }
 
 
@@ -37,12 +40,17 @@ class CUresult(enum.IntEnum):
     CUDA_ERROR_NOT_READY = 600
     CUDA_ERROR_ILLEGAL_ADDRESS = 700
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
 class FakeDriver:
-    """`cuda.bindings.driver`; `calls` counts what was asked, `failing` holds answers by name, `room` is the memory."""
+    """`cuda.bindings.driver`; `calls` counts what was asked, `failing` holds answers by name, `room` is the memory.
+
+    `missing` are functions that the driver is too old for: cuda-python raises where one is called.
+    """
 
     CUresult = CUresult
+    CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
     CUstream_flags = enum.IntEnum("CUstream_flags", {"CU_STREAM_NON_BLOCKING": 1})
     CUstreamCaptureMode = enum.IntEnum("CUstreamCaptureMode", {"CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": 1})
     CUevent_record_flags = enum.IntEnum(
@@ -54,11 +62,13 @@ class FakeDriver:
         self.calls: Counter[str] = Counter()
         self.order: list[str] = []
         self.failing: dict[str, CUresult] = {}
+        self.missing: set[str] = set()
         self.alive: dict[Any, Any] = {}
         self._device: dict[int, NDArray[np.uint8]] = {}
         self._pinned: dict[int, NDArray[np.uint8]] = {}
         self._queues: dict[int, list[Callable[[], None]]] = {}
         self._captures: dict[int, list[Callable[[], None]]] = {}
+        self._spoiled: set[int] = set()
         self._recorded: set[int] = set()
         self._numbers = itertools.count(1)
         self._stacks = threading.local()
@@ -73,7 +83,11 @@ class FakeDriver:
             with self._lock:
                 self.calls[name] += 1
                 self.order.append(name)
+                if name in self.missing:
+                    raise RuntimeError(f"function {name}_v2 is not found")
                 if name in self.failing:
+                    if name == "cuStreamEndCapture":  # it ends all the same
+                        self._captures.pop(arguments[0])
                     return self.failing[name], None
                 if name not in FREE_OF_CONTEXT and not self._stack:
                     return CUresult.CUDA_ERROR_INVALID_CONTEXT, None
@@ -145,6 +159,13 @@ class FakeDriver:
     def cuMemFree(self, address: int) -> None:
         del self.alive[address], self._device[address]
 
+    def cuPointerGetAttribute(self, attribute: int, address: int) -> int:
+        assert attribute == 9
+        return 0
+
+    def cuMemcpyDtoH(self, to: int, source: int, size: int) -> None:
+        ctypes.memmove(to, self.device(source, (size,), np.uint8).ctypes.data, size)
+
     def cuMemHostAlloc(self, size: int, flags: int) -> int:
         memory = np.full(size, 255, np.uint8)
         self._pinned[memory.ctypes.data] = memory
@@ -179,12 +200,24 @@ class FakeDriver:
         while queue:
             queue.pop(0)()
 
+    def cuCtxSynchronize(self) -> Any:
+        """As on a real one, where a stream is captured this fails, and the capture with it."""
+        if self._captures:
+            self._spoiled.update(self._captures)
+            return CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+        for stream in [stream for stream in self._queues if stream > 0]:
+            self.cuStreamSynchronize(stream)
+
     def cuStreamBeginCapture(self, stream: int, mode: int) -> None:
         self._captures[stream] = []
 
     def cuStreamEndCapture(self, stream: int) -> Any:
+        captured = self._captures.pop(stream)
+        if stream in self._spoiled:
+            self._spoiled.remove(stream)
+            return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
         graph = self._new("graph")
-        self._queues[-graph] = self._captures.pop(stream)
+        self._queues[-graph] = captured
         return graph
 
     def cuGraphInstantiate(self, graph: int, flags: int) -> int:
@@ -305,6 +338,8 @@ class FakeContext:
         if module.refuse:
             module.logger.log(module.ILogger.Severity.ERROR, "Error Code 1:\n  no such kernel")
             return False
+        if module.kernels is not None:
+            module.kernels.compile(self.shapes["patches"][0])
         patches = device(self.addresses["patches"], self.shapes["patches"])
         centers = device(self.addresses["centers"], self.shapes["centers"])
         embedding = device(self.addresses["embedding"], (len(patches), 3))
@@ -323,8 +358,41 @@ def encode(patches: NDArray[np.float32], centers: NDArray[np.float32]) -> NDArra
     return patches[..., :3].mean(axis=(1, 2)) + centers.mean(axis=1) + 1
 
 
+class FakeRuntimeCache:
+    """`IRuntimeCache` of TensorRT-RTX: kernels by batch; `compiled` are those that no file brought."""
+
+    def __init__(self, environment: str = "this") -> None:
+        self.environment, self.known, self.compiled = environment, set(), []
+
+    def compile(self, batch: int) -> None:
+        """Compile for a batch, unless that was done."""
+        if batch not in self.known:
+            self.known.add(batch)
+            self.compiled.append(batch)
+
+    def serialize(self) -> bytes:
+        return " ".join([self.environment, *map(str, sorted(self.known))]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        environment, *known = blob.decode("ascii").split()
+        if environment != self.environment:
+            return False
+        self.known = set(map(int, known))
+        return True
+
+
+class FakeEngine(SimpleNamespace):
+    """`ICudaEngine`."""
+
+    __hash__ = object.__hash__
+
+
 class FakeTensorRt:
-    """As much of TensorRT as loading and running touches; `broken` plans do not load, `refuse` fails every batch."""
+    """As much of TensorRT as loading and running touches; `broken` plans do not load, `refuse` fails every batch.
+
+    `kernels` is the runtime cache of TensorRT-RTX, where the package has one; `freed` has the engines and execution
+    contexts that were freed, and whether the GPU's context was current.
+    """
 
     def __init__(self, driver: FakeDriver, version: str = "10.13.3.9") -> None:
         self.__version__ = version
@@ -332,6 +400,8 @@ class FakeTensorRt:
         self.broken = self.refuse = False
         self.enqueued, self.contexts = 0, 0
         self.told: list[str] = []
+        self.kernels: FakeRuntimeCache | None = None
+        self.freed: list[tuple[str, bool]] = []
         severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING"])
         self.ILogger = type("ILogger", (), {"Severity": severity})
         self.ExecutionContextAllocationStrategy = enum.Enum("Strategy", ["STATIC", "USER_MANAGED"])
@@ -346,14 +416,21 @@ class FakeTensorRt:
         if self.broken:
             self.logger.log(self.ILogger.Severity.ERROR, "Error Code 4:\n  magic tag")
             return None
-        return SimpleNamespace(
+        engine = FakeEngine(
             create_execution_context=self._make_context, create_runtime_config=self._make_config
         )
+        self._watch(engine, "engine")
+        return engine
+
+    def _watch(self, made: Any, name: str) -> None:
+        weakref.finalize(made, lambda: self.freed.append((name, bool(self.driver._stack))))
 
     def _make_context(self, how: Any) -> FakeContext:
         assert how in (self.ExecutionContextAllocationStrategy.USER_MANAGED, "configured")
         self.contexts += 1
-        return FakeContext(self, self.contexts == 1)
+        context = FakeContext(self, self.contexts == 1)
+        self._watch(context, "context")
+        return context
 
     def _make_config(self) -> Any:
         return "configured"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from crossmost.runtime.class_bank import ClassBank, load_class_bank
+from crossmost.runtime.class_bank import ClassBank, load_class_bank, load_classes
 from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary, load_vocabulary
 
 NAMES = ("mug", "bowl", "Übertopf")
@@ -126,6 +126,16 @@ def test_it_comes_back_as_it_was_saved(bank: ClassBank, tmp_path: Path, rng: np.
     loaded.save(str(path))
     assert path.read_bytes() == first
     assert os.listdir(tmp_path) == ["classes.npz"]
+
+
+@pytest.mark.parametrize("field", ["lengths", "temperature", "unknown_similarity", "unknown_rule"])
+def test_a_file_is_a_bank_where_it_says_more_than_a_vocabulary(tmp_path: Path, field: str) -> None:
+    VOCABULARY.save(tmp_path / "plain.npz", comment=np.array("passed over"))
+    assert isinstance(load_classes(tmp_path / "plain.npz"), Vocabulary)
+    VOCABULARY.save(tmp_path / "bank.npz", **{field: np.array(getattr(TRAINED, field))})
+    found = load_classes(tmp_path / "bank.npz")
+    assert isinstance(found, ClassBank)
+    np.testing.assert_array_equal(getattr(found, field), getattr(TRAINED, field))
 
 
 def test_a_bank_is_a_vocabulary_and_a_vocabulary_a_bank(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,24 +83,63 @@ def test_without_a_text_encoder_other_names_say_how_to_get_one(exported):
 
 
 def assert_same(found: Vocabulary, given: Vocabulary) -> None:
-    """Alike, and no part of it shared."""
-    assert (found.names, found.tag, found.logit_scale) == (given.names, given.tag, given.logit_scale)
+    """Alike but for the scale, and no part of it shared."""
+    assert (found.names, found.tag) == (given.names, given.tag)
     np.testing.assert_array_equal(found.embeddings, given.embeddings)
     assert not np.shares_memory(found.embeddings, given.embeddings)
 
 
-def test_vocabularies_banks_and_files_are_taken_as_they_are(exported, tmp_path):
+def test_banks_are_taken_as_they_are(exported, tmp_path):
     chosen = choice(exported)
     rows = np.random.default_rng(0).normal(size=(2, 16))
     vocabulary = Vocabulary.create(["x", "y"], rows, logit_scale=7.0)
-    assert_same(chosen.bank(vocabulary).vocabulary, vocabulary)
     bank = ClassBank(vocabulary, np.ones(2, np.float32), 2.0, 0.25)
     found = chosen.bank(bank)
     assert_same(found.vocabulary, vocabulary)
+    assert found.vocabulary.logit_scale == 7.0
     assert (found.temperature, found.unknown_similarity) == (2.0, 0.25)
+    assert chosen.bank(ClassBank.plain(vocabulary)).vocabulary.logit_scale == 7.0
     bank.save(tmp_path / "classes.npz")
     for path in (tmp_path / "classes.npz", str(tmp_path / "classes.npz")):
         assert chosen.bank(path).unknown_similarity == 0.25
+
+
+@pytest.fixture
+def calibrated(exported):
+    """The choice of a bundle whose numbers are no defaults."""
+    chosen = choice(exported)
+    own = replace(chosen.own.vocabulary, logit_scale=20.0)
+    chosen.own = ClassBank(own, np.array([1, 2, 3, 10], np.float32), 1.7, 0.3, "rule")
+    return chosen
+
+
+@pytest.mark.parametrize("how", ["vocabulary", "file"])
+def test_a_vocabulary_gets_the_calibration_of_the_bundle(calibrated, tmp_path, how):
+    rows = np.random.default_rng(0).normal(size=(2, 16))
+    given = vocabulary = Vocabulary.create(["x", "y"], rows, logit_scale=100.0)
+    if how == "file":
+        given = tmp_path / "classes.npz"
+        vocabulary.save(given)
+    bank = calibrated.bank(given)
+    assert_same(bank.vocabulary, vocabulary)
+    assert (bank.vocabulary.logit_scale, bank.temperature) == (20.0, 1.7)
+    assert bank.lengths.tolist() == [2.5, 2.5]
+    assert (bank.unknown_similarity, bank.unknown_rule) == (None, "")
+
+
+def test_a_vocabulary_of_all_its_own_names_keeps_the_threshold(calibrated):
+    names = calibrated.own.vocabulary.names[::-1]
+    bank = calibrated.bank(Vocabulary.create(names, np.eye(4, 16), logit_scale=100.0))
+    assert (bank.unknown_similarity, bank.unknown_rule) == (0.3, "rule")
+    assert calibrated.note(bank) == ""
+
+
+def test_a_threshold_that_is_lost_is_told(calibrated):
+    assert calibrated.note(calibrated.own) == ""
+    for classes in (["table", "chair"], Vocabulary.create(["x"], np.eye(1, 16), logit_scale=100.0)):
+        assert "no cloud will be unknown" in calibrated.note(calibrated.bank(classes))
+    calibrated.own = replace(calibrated.own, unknown_similarity=None)
+    assert calibrated.note(calibrated.bank(["table", "chair"])) == ""
 
 
 @pytest.mark.parametrize("classes", [[], ["a", "a"], [""], [3], "no/such/file.npz"])

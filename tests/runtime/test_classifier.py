@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,8 +88,6 @@ def test_scores_are_those_of_the_bundles_class_bank(shared, exported, shapes_of)
 
 
 def test_the_threshold_tells_the_unknown(own, exported, shapes_of):
-    from dataclasses import replace
-
     bank, clouds = load_class_bank(exported / "classes.npz"), shapes_of(8)
     similarities = sorted(prediction.similarity for prediction in own(clouds))
     own.set_classes(replace(bank, unknown_similarity=similarities[4]))
@@ -362,9 +361,22 @@ def test_a_call_keeps_the_classes_it_began_with(own, shapes_of):
 
 def test_other_classes_from_the_next_call_on(own, shapes_of):
     rows = np.random.default_rng(0).normal(size=(2, 16))
+    assert own.info()["classes"]["note"] == ""
     own.set_classes(Vocabulary.create(["x", "y"], rows, logit_scale=10.0))
     assert own.classes == ("x", "y")
     assert own(shapes_of(1))[0].label in ("x", "y")
+    assert "no cloud will be unknown" in own.info()["classes"]["note"]
+
+
+def test_a_vocabulary_of_its_own_classes_scores_as_they_do(own, exported, shapes_of):
+    """At the scale of the vocabulary, every score would be 0 or 1."""
+    clouds = shapes_of(8)
+    expected = [dict(prediction.top_k) for prediction in own(clouds)]
+    trained = load_class_bank(exported / "classes.npz").vocabulary
+    own.set_classes(replace(trained, logit_scale=1e4))
+    found = [dict(prediction.top_k) for prediction in own(clouds)]
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=0.05)
 
 
 def test_names_alone_are_enough_where_there_is_a_text_encoder(speaking):

@@ -9,28 +9,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from crossmost.runtime import device_arrays
 from crossmost.runtime.device_arrays import UnreadableArray, to_host
 
 
 class CUresult(enum.IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+    CUDA_ERROR_STREAM_CAPTURE_IMPLICIT = 906
 
 
 class Driver:
-    """Copies host memory and notes the order of the calls; `failing` answers with an error."""
+    """Copies host memory and notes the order of the calls; `failing` answers with an error, `times` often."""
 
     CUresult = CUresult
     CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL=9)
 
-    def __init__(self, failing=""):
-        self.failing, self.calls = failing, []
+    def __init__(self, failing="", error=CUresult.CUDA_ERROR_INVALID_VALUE, times=1000):
+        self.failing, self.error, self.times, self.calls = failing, error, times, []
 
     def __getattr__(self, name):
         def call(*arguments):
             self.calls.append((name, *arguments))
-            if name == self.failing:
-                return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+            if name == self.failing and self.names().count(name) <= self.times:
+                return (self.error,)
             if name == "cuMemcpyDtoH":
                 ctypes.memmove(*arguments)
             return (CUresult.CUDA_SUCCESS, 0)
@@ -99,6 +103,27 @@ def test_a_failed_copy_is_one_line_and_leaves_no_context_behind(failing):
         to_host(on_gpu(BASE, stream=1), lambda: driver)
     assert "\n" not in str(caught.value)
     assert driver.names()[-2:] == ["cuCtxPopCurrent", "cuDevicePrimaryCtxRelease"]
+
+
+@pytest.mark.parametrize("error", list(CUresult)[2:])
+def test_the_capture_of_another_library_is_waited_for(error, monkeypatch):
+    monkeypatch.setattr(device_arrays, "PAUSE", 0)
+    driver = Driver("cuCtxSynchronize", error, times=3)
+    np.testing.assert_array_equal(to_host(on_gpu(BASE, version=2), lambda: driver), BASE)
+    assert driver.names().count("cuCtxSynchronize") == 4
+    assert driver.names()[-2:] == ["cuCtxPopCurrent", "cuDevicePrimaryCtxRelease"]
+
+
+def test_a_capture_without_end_and_other_errors_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr(device_arrays, "PAUSE", 0)
+    for error, tries in (
+        (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, device_arrays.TRIES),
+        (CUresult.CUDA_ERROR_INVALID_VALUE, 1),
+    ):
+        driver = Driver("cuCtxSynchronize", error)
+        with pytest.raises(UnreadableArray, match=error.name):
+            to_host(on_gpu(BASE, version=2), lambda driver=driver: driver)
+        assert driver.names().count("cuCtxSynchronize") == tries
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from onnx import parser
 
@@ -12,6 +13,7 @@ from crossmost.runtime import doctor
 from crossmost.runtime.cuda_driver import CudaDriver, Gpu
 from crossmost.runtime.doctor import Diagnosis, diagnose
 from crossmost.runtime.manifest import Encoder, InvalidBundle, Manifest, hash_file
+from crossmost.runtime.vocabulary import Vocabulary
 
 ORIN = Gpu("NVIDIA Orin", "8.7")
 NO_DRIVER = CudaDriver("", (), "no CUDA driver on this machine")
@@ -31,11 +33,17 @@ def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "a.bundle"
     folder.mkdir()
     (folder / "encoder.onnx").write_bytes(parser.parse_model(GRAPH).SerializeToString())
+    Vocabulary.create(["mug", "bowl"], np.eye(2, 3), logit_scale=100.0).save(folder / "classes.npz")
+    write_manifest(folder)
+    return folder
+
+
+def write_manifest(folder: Path) -> None:
+    """Of the files as they are."""
     encoder = Encoder("tiny", 64, 8, 4, 3, "z", 0.4, 3)
-    files = {"encoder.onnx": hash_file(folder / "encoder.onnx")}
+    files = {name: hash_file(folder / name) for name in ("encoder.onnx", "classes.npz")}
     manifest = Manifest(1, "0.1.0", encoder, "fp32", 18, 10, files)
     (folder / "manifest.json").write_text(json.dumps(manifest.to_dict()))
-    return folder
 
 
 @pytest.fixture
@@ -165,6 +173,7 @@ def test_a_bundle_is_checked_and_its_backend_named(bundle):
     assert (state, "intact" in text) == ("ok", True)
     assert found.choice is not None
     assert found.choice.used
+    assert found.usable
     assert set(found.choice.refused) | {found.choice.used} == set(doctor.BACKENDS)
     assert any(f"would be used         {found.choice.used}" in line for line in found.lines())
     assert json.loads(json.dumps(found.to_dict()))["choice"]["used"] == found.choice.used
@@ -183,12 +192,32 @@ def test_a_damaged_bundle_is_a_fault_and_a_missing_one_an_error(machine, bundle,
     damaged = tmp_path / "b"
     shutil.copytree(bundle, damaged)
     (damaged / "encoder.onnx").write_bytes(b"")
-    machine(selection={"used": "", "why": "no backend", "refused": {}})
+    machine(selection={"used": "onnxruntime-cpu", "why": "it would run", "refused": {}})
     found = diagnose(damaged)
     assert states(found, "bundle")[0][0] == "bad"
-    assert any("would be used         nothing: no backend" in line for line in found.lines())
+    assert found.lines()[-1] == f"BAD would be used         nothing: {doctor.DAMAGED}"
+    assert not found.usable
     with pytest.raises(InvalidBundle):
         diagnose(tmp_path / "none")
+
+
+def test_a_bundle_that_the_classifier_would_refuse_is_a_fault(machine, bundle):
+    """Its files are those of its manifest, and its classes are another encoder's."""
+    machine(selection={"used": "onnxruntime-cpu", "why": "it would run", "refused": {}})
+    Vocabulary.create(["mug", "bowl"], np.eye(2, 5), logit_scale=100.0).save(bundle / "classes.npz")
+    write_manifest(bundle)
+    found = diagnose(bundle)
+    ((state, text),) = states(found, "bundle")
+    assert (state, "the encoder's 3 numbers, found 5" in text) == ("bad", True)
+    assert not found.usable
+
+
+def test_an_intact_bundle_that_nothing_can_run_is_not_usable(machine, bundle):
+    machine(selection={"used": "", "why": "no backend", "refused": {}})
+    found = diagnose(bundle)
+    assert any("would be used         nothing: no backend" in line for line in found.lines())
+    assert not found.usable
+    assert diagnose().usable
 
 
 def test_a_crash_while_choosing_is_told(machine, bundle):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -74,6 +75,19 @@ def test_a_closed_one_says_so(exported, clouds):
     backend.close()
     with pytest.raises(ValueError, match="closed"):
         backend.embed(clouds)
+
+
+def test_the_graph_that_is_asked_for_goes_before_the_one_for_cpus(altered, clouds):
+    """A reference is the exported encoder, not its 8-bit integers, where the bundle has both."""
+    bundle = altered()
+    manifest = load_manifest(bundle)
+    (bundle / onnx_backend.INT8).write_bytes(b"no graph")
+    manifest = replace(manifest, files={**manifest.files, onnx_backend.INT8: manifest.files["encoder.onnx"]})
+    exact = OnnxBackend(bundle, manifest, threads=1, graph=onnx_backend.GRAPH)
+    assert exact.info()["graph"] == "encoder.onnx"
+    assert exact.embed(clouds).embedding.shape == (20, 16)
+    with pytest.raises(BackendUnavailable, match=r"cannot open .*encoder\.int8\.onnx"):
+        OnnxBackend(bundle, manifest, threads=1)
 
 
 def test_bf16_needs_another_backend_or_bundle(altered):

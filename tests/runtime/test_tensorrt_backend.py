@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import subprocess
 import sys
@@ -20,13 +21,15 @@ from crossmost.runtime import cuda_device, engine_worker, tensorrt_backend
 from crossmost.runtime.backend import BackendUnavailable
 from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_driver import CudaDriver, Gpu
+from crossmost.runtime.cuda_exclusion import EXCLUSIVE
+from crossmost.runtime.device_arrays import to_host
 from crossmost.runtime.engine_builder import Engine, write_engine
 from crossmost.runtime.engine_facts import EngineFacts, EngineFlags, EngineRecipe, TensorFacts, this_platform
 from crossmost.runtime.engine_loading import EngineFailed
 from crossmost.runtime.engine_packages import find_tensorrt
 from crossmost.runtime.manifest import Encoder, InvalidBundle, Manifest, hash_file
 from crossmost.runtime.sampling import group
-from crossmost.runtime.tensorrt_backend import TensorRtBackend
+from crossmost.runtime.tensorrt_backend import FirstPassFailed, TensorRtBackend
 
 G, K, N, D = 8, 4, 600, 3
 ADA, ORIN, HOPPER = Gpu("NVIDIA RTX 6000 Ada", "8.9"), Gpu("NVIDIA Orin", "8.7"), Gpu("NVIDIA H100", "9.0")
@@ -145,25 +148,43 @@ def test_an_encoder_of_balls_gets_balls(world, fake_gpu):
 def test_a_shape_is_enqueued_twice_and_from_then_on_one_launch(world):
     world.add()
     backend = world.open()
-    backend.embed(make_clouds(100))
-    assert world.trt.enqueued == 2  # once for real, once for the capture
+    before, launches = world.trt.enqueued, backend.info()["graph_launches"]
+    backend.embed(make_clouds(300))
+    assert world.trt.enqueued == before + 2  # once for real, once for the capture
+    assert backend.info()["graph_launches"] == launches
     world.driver.order.clear()
-    backend.embed(make_clouds(120, seed=1))
+    backend.embed(make_clouds(320, seed=1))
     calls = [name for name in world.driver.order if not name.startswith(("cuCtx", "cuEvent"))]
     assert calls == ["cuGraphLaunch", "cuStreamSynchronize"]
-    assert world.trt.enqueued == 2
+    assert world.trt.enqueued == before + 2
+    assert backend.info()["graph_launches"] == launches + 1
 
 
 def test_the_order_of_the_work_of_a_batch(world):
+    """Of the first one, which `open` embeds twice to try everything out."""
     world.add()
-    backend = world.open()
-    world.driver.order.clear()
-    backend.embed(make_clouds(100))
-    calls = [name for name in world.driver.order if not name.startswith(("cuCtx", "cuEvent"))]
+    world.open()
+    others = ("cuInit", "cuDevice", "cuCtx", "cuEvent")
+    calls = [name for name in world.driver.order if not name.startswith(others)]
     copies = ["cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"]
     first = ["cuMemAlloc", "cuMemHostAlloc", "cuMemHostAlloc", *copies, "cuStreamSynchronize"]
     captured = ["cuStreamBeginCapture", *copies, "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphDestroy"]
-    assert calls == ["cuStreamCreate", *first, *captured]
+    launched = ["cuGraphLaunch", "cuStreamSynchronize"]
+    assert calls == ["cuStreamCreate", *first, *captured, *launched]
+
+
+def test_an_older_driver_without_the_function_that_takes_the_time_costs_only_the_times(world, monkeypatch):
+    def unknown(*_: Any) -> float:
+        raise CudaError("no such function")
+
+    world.driver.missing.add("cuEventElapsedTime")
+    monkeypatch.setattr(cuda_device, "elapsed_milliseconds", unknown)
+    world.add()
+    backend = world.open()
+    assert set(backend.embed(make_clouds(100)).seconds) == {"fill", "gpu"}
+    monkeypatch.setattr(cuda_device, "elapsed_milliseconds", lambda first, second: 1000.0 * (second - first))
+    seconds = backend.embed(make_clouds(100)).seconds
+    assert (seconds["group"], seconds["encode"]) == (1.0, 1.0)
 
 
 def test_more_clouds_than_the_engine_takes_are_cut(world, fake_gpu):
@@ -193,9 +214,9 @@ def test_a_refused_batch_is_an_error_and_never_the_last_result(world, fake_gpu, 
     with pytest.raises(
         EngineFailed, match=r"^TensorRT 10\S+ refused a batch of 1 .*: Error Code 1: no such kernel$"
     ):
-        backend.embed(make_clouds(100))
+        backend.embed(make_clouds(400))
     world.trt.refuse = False
-    clouds = make_clouds(100, seed=3)
+    clouds = make_clouds(400, seed=3)
     np.testing.assert_allclose(backend.embed(clouds).embedding, expected(clouds, fake_gpu), atol=1e-6)
 
 
@@ -214,23 +235,98 @@ def test_a_launch_that_fails_is_an_error_and_the_shape_starts_anew(world, fake_g
 @pytest.mark.parametrize("name", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"])
 def test_what_cannot_be_captured_is_enqueued_each_time_with_a_note(world, fake_gpu, name):
     world.add()
-    backend = world.open()
     world.driver.failing[name] = fake_gpu.CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-    for seed in range(3):
+    backend = world.open()
+    for seed in range(4):
         clouds = make_clouds(100, seed=seed)
         np.testing.assert_allclose(backend.embed(clouds).embedding, expected(clouds, fake_gpu), atol=1e-6)
-        if name == "cuStreamEndCapture":  # the driver itself ends a capture that failed
-            world.driver._captures.clear()
-    assert world.driver.calls["cuStreamBeginCapture"] == 1
+    assert world.driver.calls["cuStreamBeginCapture"] == engine_worker.MOST_CAPTURES
     (note,) = backend.info()["notes"]
     assert note.startswith("no CUDA graph for 1 clouds of 256 points")
     assert name in note
 
 
-def test_an_engine_that_refuses_the_capture_runs_without(world, fake_gpu, monkeypatch):
+def test_a_capture_that_another_library_disturbed_is_tried_again(world, fake_gpu):
     world.add()
     backend = world.open()
+    world.driver.failing["cuStreamEndCapture"] = fake_gpu.CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    clouds = make_clouds(300)
+    for _ in range(2):
+        np.testing.assert_allclose(backend.embed(clouds).embedding, expected(clouds, fake_gpu), atol=1e-6)
+    world.driver.failing.clear()
+    for _ in range(2):
+        np.testing.assert_allclose(backend.embed(clouds).embedding, expected(clouds, fake_gpu), atol=1e-6)
+    assert {"batch": 1, "points": 512, "cuda_graph": True} in backend.info()["shapes"]
+    assert backend.info()["notes"] == []
+
+
+def test_an_array_that_is_fetched_meanwhile_does_not_spoil_a_capture(world, fake_gpu, monkeypatch):
+    """Waiting for the whole context is what fetching a tensor of torch takes, and what no capture survives."""
+    world.add()
+    backend = world.open()
+    with backend._device.current():
+        memory = cuda_device.DeviceMemory(backend._device, 12)
+    held = world.driver.device(memory.address, (3,))
+    held[:] = (1, 2, 3)
+    facts = {"shape": (3,), "typestr": "<f4", "data": (memory.address, False), "version": 2}
+    array = SimpleNamespace(__cuda_array_interface__=facts)
+    fetched: list[Any] = []
+    fetching = threading.Thread(target=lambda: fetched.append(to_host(array, lambda: world.driver)))
+    execute = fake_gpu.FakeContext.execute_async_v3
+
+    def slowly(context: Any, stream: int) -> bool:
+        if stream in world.driver._captures:
+            fetching.start()
+            fetching.join(0.2)  # it has to wait for the capture, or it would end at once
+            assert not fetched
+        return execute(context, stream)
+
+    captures = world.driver.calls["cuStreamBeginCapture"]
+    monkeypatch.setattr(fake_gpu.FakeContext, "execute_async_v3", slowly)
+    backend.embed(make_clouds(300))
+    fetching.join(5)
+    np.testing.assert_array_equal(fetched, [held])
+    assert world.driver.calls["cuStreamBeginCapture"] == captures + 1
+    assert {"batch": 1, "points": 512, "cuda_graph": True} in backend.info()["shapes"]
+
+
+def test_only_one_thread_at_a_time_touches_the_whole_context(world, fake_gpu, monkeypatch):
+    """Contexts of TensorRT are made and dropped, and memory is had and freed, while nothing is captured."""
+    monkeypatch.setattr(engine_worker, "MOST_SHAPES", 2)
+    world.add()
+    outside: list[str] = []
+
+    def watched(name: str, call: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            if not EXCLUSIVE._is_owned():  # type: ignore[attr-defined]
+                outside.append(name)
+            return call(*arguments)
+
+        return run
+
+    for owner, name in (
+        (fake_gpu.FakeTensorRt, "_make_context"),
+        (engine_worker.Plan, "close"),
+        (engine_worker.DeviceMemory, "__init__"),
+        (engine_worker.DeviceMemory, "close"),
+        (engine_worker.PinnedMemory, "close"),
+        (fake_gpu.FakeKernels, "close"),
+    ):
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
+    backend = world.open()
+    for count in (1, 2, 3, 8):
+        backend.embed(make_clouds(*[300] * count))
+    with backend._pool.borrow() as worker, backend._device.current():
+        worker.close()
+    backend.close()
+    assert outside == []
+    assert world.driver.alive == {}
+
+
+def test_an_engine_that_refuses_the_capture_runs_without(world, fake_gpu, monkeypatch):
+    world.add()
     monkeypatch.setattr(fake_gpu.FakeContext, "is_stream_capturable", lambda *_: False, raising=False)
+    backend = world.open()
     clouds = make_clouds(100)
     for _ in range(2):
         np.testing.assert_allclose(backend.embed(clouds).embedding, expected(clouds, fake_gpu), atol=1e-6)
@@ -261,10 +357,11 @@ def test_a_shape_in_use_outlives_those_that_are_not(world, monkeypatch):
     monkeypatch.setattr(engine_worker, "MOST_SHAPES", 2)
     world.add()
     backend = world.open()
+    before = world.trt.contexts
     for count in (8, 1, 8, 2, 8):
         backend.embed(make_clouds(*[600] * count))
     assert [shape["batch"] for shape in backend.info()["shapes"]] == [2, 8]
-    assert world.trt.contexts == 3
+    assert world.trt.contexts == before + 3
 
 
 def test_a_full_gpu_is_one_line_and_smaller_batches_go_on(world, fake_gpu):
@@ -322,6 +419,25 @@ def test_close_waits_for_work_and_ends_everything_once(world):
     assert backend.info()["workers"] == 0
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_the_engine_is_freed_in_the_context_of_the_gpu(world, held):
+    """Also where an error that is still at hand holds on to the objects it came through."""
+    world.add()
+    backend = world.open()
+    if held:
+        world.trt.refuse = True
+        with pytest.raises(EngineFailed) as caught:
+            backend.embed(make_clouds(300))
+    gc.disable()
+    try:
+        backend.close()
+        assert world.trt.freed[-1] == ("engine", True)
+        assert world.driver.order[-1] == "cuDevicePrimaryCtxRelease"
+    finally:
+        gc.enable()
+    assert not held or caught.value.__traceback__
+
+
 @pytest.mark.parametrize(
     "cloud",
     [
@@ -335,9 +451,10 @@ def test_close_waits_for_work_and_ends_everything_once(world):
 def test_clouds_that_are_not_prepared_never_reach_the_gpu(world, cloud):
     world.add()
     backend = world.open()
+    before = world.trt.enqueued
     with pytest.raises(ValueError, match="expected prepared clouds: float32 of 3 channels, 8 to 600 points"):
         backend.embed([cloud])
-    assert world.trt.enqueued == 0
+    assert world.trt.enqueued == before
 
 
 def test_another_gpu_can_be_asked_for(world):
@@ -426,6 +543,34 @@ def test_a_plan_that_tensorrt_cannot_load_gives_its_last_error(world):
     assert world.driver.alive == {}
 
 
+@pytest.mark.parametrize(
+    ("most", "why"),
+    [(8, "refused a batch of 1 .*: Error Code 1: no such kernel$"), (0, "does not take patches")],
+)
+def test_an_engine_that_fails_at_its_first_batch_is_no_backend(world, most, why):
+    world.add()
+    world.trt.refuse, world.trt.most = True, most
+    gc.disable()
+    try:
+        with pytest.raises(
+            FirstPassFailed, match=rf"first pass on NVIDIA RTX 6000 Ada .* failed: .*{why}"
+        ) as caught:
+            world.open()
+        assert world.trt.freed == [("context", True), ("engine", True)]
+    finally:
+        gc.enable()
+    assert "\n" not in str(caught.value)
+    assert world.driver.alive == {}
+
+
+def test_a_graph_that_cannot_be_launched_is_no_backend(world, fake_gpu):
+    world.add()
+    world.driver.failing["cuGraphLaunch"] = fake_gpu.CUresult.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(BackendUnavailable, match=r"first pass on .* failed: cuGraphLaunch failed with"):
+        world.open()
+    assert world.driver.alive == {}
+
+
 def test_the_engine_of_this_gpu_alone_goes_first(world, monkeypatch):
     monkeypatch.setenv("CROSSMOST_TRUST_ENGINES", "1")
     wide = world.add(plan=b"wide", flags=EngineFlags(hardware="ampere+", version_compatible=True))
@@ -493,15 +638,15 @@ def rtx(world: World, fake_gpu: ModuleType) -> World:
     """The real builder of TensorRT-RTX, which needs no GPU, with a runtime that is fake."""
     module = pytest.importorskip("tensorrt_rtx")
     fake = fake_gpu.FakeTensorRt(world.driver, module.__version__)
-    world.trt = FakeRuntimeOf(module, fake)
+    world.trt = FakeRuntimeOf(module, fake, fake_gpu.FakeRuntimeCache)
     return world
 
 
 class FakeRuntimeOf:
     """TensorRT-RTX, but for what loads and runs engines."""
 
-    def __init__(self, module: Any, fake: Any) -> None:
-        self._module, self._fake = module, fake
+    def __init__(self, module: Any, fake: Any, make_cache: Any) -> None:
+        self._module, self._fake, self.make_cache = module, fake, make_cache
         self.ILogger, self.__version__ = module.ILogger, module.__version__
         self.builds = 0
 
@@ -521,24 +666,34 @@ class FakeRuntimeOf:
         self.builds += 1
         return self._module.Builder(logger)
 
+    @property
+    def kernels(self) -> Any:
+        """The runtime cache of the engine that was loaded last."""
+        return self._fake.kernels
+
     def _make_config(self) -> Any:
-        self.config = Config()
+        self._fake.kernels = self.make_cache()
+        self.config = Config(self._fake.kernels)
         return self.config
 
 
 class Config(str):
     """`IRuntimeConfig`; equals what the fake engine expects."""
 
-    def __new__(cls) -> Config:
-        return super().__new__(cls, "configured")
+    cache = None
+
+    def __new__(cls, made: Any) -> Config:
+        config = super().__new__(cls, "configured")
+        config.made = made
+        return config
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy.name
 
-    def create_runtime_cache(self) -> str:
-        return "cache"
+    def create_runtime_cache(self) -> Any:
+        return self.made
 
-    def set_runtime_cache(self, cache: str) -> bool:
+    def set_runtime_cache(self, cache: Any) -> bool:
         self.cache = cache
         return True
 
@@ -550,7 +705,7 @@ def test_an_engine_is_built_once_and_kept(rtx, fake_gpu):
     assert backend.info()["notes"] == []
     assert backend.info()["batch"] == [1, 8, 64]
     config = rtx.trt.config
-    assert (config.strategy, config.cache) == ("USER_MANAGED", "cache")
+    assert (config.strategy, config.cache) == ("USER_MANAGED", rtx.trt.kernels)
     assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
     (plan,) = rtx.cache.glob("*.engine")
     assert plan.with_suffix(".json").is_file()
@@ -572,7 +727,7 @@ def test_a_full_disk_or_no_folder_costs_nothing_but_the_copy(rtx, full_disk):
     (note,) = backend.info()["notes"]
     assert "built and not kept" in note
     assert "\n" not in note
-    assert [path.name for path in rtx.cache.iterdir()] == ["build.lock"]
+    assert list(rtx.cache.glob("*.engine")) == []
     assert len(backend.embed(make_clouds(20)).embedding) == 1
     (rtx.cache.parent / "file").write_text("")
     notes = rtx.open("tensorrt-rtx", rebuild=True, cache_folder=rtx.cache.parent / "file" / "x").info()[
@@ -583,8 +738,66 @@ def test_a_full_disk_or_no_folder_costs_nothing_but_the_copy(rtx, full_disk):
 
 def test_without_filelock_an_engine_is_built_and_not_kept(rtx, monkeypatch):
     monkeypatch.setitem(sys.modules, "filelock", None)
-    (note,) = rtx.open("tensorrt-rtx", rebuild=True).info()["notes"]
-    assert "filelock" in note
+    engine, kernels = rtx.open("tensorrt-rtx", rebuild=True).info()["notes"]
+    assert engine.startswith("the engine was built and not kept")
+    assert kernels.startswith("the kernels compiled here are not kept")
+    assert "filelock" in engine
+    assert "filelock" in kernels
+
+
+# Kernels that are compiled here.
+
+
+def test_kernels_that_rtx_compiled_are_there_for_the_next_process(rtx, fake_gpu):
+    """Whether the first one closed its backend or was killed."""
+    for clouds, compiled in (((20,), [1]), ((20, 300), [2]), ((20, 300), [])):
+        backend = rtx.open("tensorrt-rtx", rebuild=True)
+        made = make_clouds(*clouds)
+        np.testing.assert_allclose(backend.embed(made).embedding, expected(made, fake_gpu), atol=1e-6)
+        assert rtx.trt.kernels.compiled == compiled
+    (engine,), (path,) = (list(rtx.cache.glob(f"*.{suffix}")) for suffix in ("engine", "rtxcache"))
+    assert path.name == f"{engine.stem}-nvidia-rtx-6000-ada-cuda13.0.rtxcache"
+    written = path.stat().st_mtime_ns
+    backend.close()
+    assert path.stat().st_mtime_ns == written  # nothing new
+
+
+def test_what_was_compiled_before_the_end_is_kept_at_the_end(rtx):
+    backend = rtx.open("tensorrt-rtx", rebuild=True)
+    rtx.trt.kernels.compile(64)
+    backend.close()
+    rtx.open("tensorrt-rtx")
+    assert 64 in rtx.trt.kernels.known
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "words", "foreign", "folder"])
+def test_kernels_that_cannot_be_used_are_compiled_again(rtx, fake_gpu, damage):
+    rtx.open("tensorrt-rtx", rebuild=True).close()
+    (path,) = rtx.cache.glob("*.rtxcache")
+    content, foreign = path.read_bytes(), b"another GPU 1 2 4"
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        changed = {
+            "cut": content[:-1],
+            "flipped": content[:-1] + bytes([content[-1] ^ 1]),
+            "empty": b"",
+            "words": b"no kernels",
+            "foreign": hashlib.sha256(foreign).digest() + foreign,
+        }
+        path.write_bytes(changed[damage])
+    backend = rtx.open("tensorrt-rtx")
+    clouds = make_clouds(20)
+    np.testing.assert_allclose(backend.embed(clouds).embedding, expected(clouds, fake_gpu), atol=1e-6)
+    assert rtx.trt.kernels.compiled == [1]
+    if damage == "folder":
+        (note,) = backend.info()["notes"]
+        assert note.startswith("the kernels compiled here are not kept")
+        assert "\n" not in note
+    else:
+        assert backend.info()["notes"] == []
+        assert path.read_bytes() == content
 
 
 def test_threads_that_start_together_build_once(rtx):

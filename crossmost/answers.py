@@ -13,9 +13,13 @@ import typer
 from numpy.typing import NDArray
 
 from crossmost.checkpoints.atomic import replacing, sync
+from crossmost.checkpoints.destination import check_destination
+from crossmost.data.catalog import printable
 from crossmost.data.dataset import CloudDataset
-from crossmost.data.reading import Reading, Whole
+from crossmost.data.folder import FolderSource
+from crossmost.data.reading import EncoderForm, Reading
 from crossmost.errors import InputError
+from crossmost.runtime.class_names import read_class_names
 from crossmost.runtime.classifier import Classifier
 from crossmost.runtime.manifest import MANIFEST, load_manifest
 from crossmost.runtime.prediction import Prediction
@@ -23,15 +27,21 @@ from crossmost.runtime.recording import is_recording, read_recording
 
 AT_ONCE = 16
 """Clouds a call: enough for the encoder, few enough for the first answers to come soon."""
+IDS = ".ids.txt"
+"""How the name ends of the file that says what the rows of embeddings are."""
 DATASET_UP = "z"
 """What points up in a dataset's clouds, whatever it is in their files."""
 T = TypeVar("T")
 
 
 class Named(NamedTuple):
-    """A cloud and what it is called: a file's name, an id, or the time of a message in nanoseconds."""
+    """A cloud and what it is called: a file's name, an id, or the time of a message in nanoseconds.
+
+    `path` is its file: below the folder that was given, or as it was given itself.
+    """
 
     name: str
+    path: str
     points: NDArray[np.floating[Any]]
 
 
@@ -57,15 +67,17 @@ def predict(
     with Classifier.load(bundle, backend=backend, threads=threads, up_axis=up_axis) as classifier:
         if classes is not None:
             classifier.set_classes(classes)
+            if note := classifier.info()["classes"]["note"]:
+                typer.echo(note, err=True)
         bad: dict[str, str] = {}
         answered = 0
         if recorded:
             clouds = messages(path, topic, bad)
         else:
-            clouds = readable(open_whole(bundle, path, reading, split, topic), bad)
+            clouds = readable(open_clouds(bundle, path, reading, split, topic), path, bad)
         for part in parts(clouds):
             for cloud, prediction in zip(part, classifier([cloud.points for cloud in part]), strict=True):
-                typer.echo(json_of(cloud.name, prediction) if as_json else line_of(cloud.name, prediction))
+                typer.echo(json_of(cloud, prediction) if as_json else line_of(cloud.name, prediction))
                 answered += 1
     if bad:
         typer.echo(f"skipped {len(bad)} clouds that could not be read: {', '.join(bad)}", err=True)
@@ -75,46 +87,61 @@ def predict(
 
 
 def named_classes(text: str | None) -> tuple[str, ...] | Path | None:
-    """Class names from `mug,bowl` or a file of names, one a line; a classes.npz stays a path."""
+    """Class names from `mug,bowl` or a file of names, one a line; a classes.npz stays a path.
+
+    Raises:
+        InvalidVocabulary: see `read_class_names`.
+    """
     if text is None:
         return None
-    path = Path(text)
-    if path.suffix == ".npz":
-        return path
-    entries = path.read_text("utf-8-sig").splitlines() if path.is_file() else text.split(",")
-    return tuple(entry.strip() for entry in entries if entry.strip() and not entry.lstrip().startswith("#"))
+    return Path(text) if text.endswith(".npz") else read_class_names(text)
 
 
-def open_whole(
+def open_clouds(
     bundle: Path, path: Path, reading: Reading, split: str | None = None, topic: str | None = None
 ) -> CloudDataset:
-    """Open a dataset for a classifier, which thins clouds itself, after it has normalised them.
+    """Open a dataset as training on the bundle's encoder would: as many points are drawn from a mesh.
 
     Raises:
         InputError: nothing there, or a topic for something that is no recording.
     """
     if topic is not None:
         raise InputError(f"{path}: expected a recording (.mcap, .bag, .db3) for --topic, found none")
-    return reading.open(path, Whole(load_manifest(bundle).encoder.channels), split)
+    encoder = load_manifest(bundle).encoder
+    least, scattered = max(encoder.groups, encoder.neighbors), encoder.radius is not None
+    return reading.open(path, EncoderForm(encoder.points, least, encoder.channels, scattered), split)
 
 
 def messages(path: Path, topic: str | None, bad: dict[str, str]) -> Iterator[Named]:
     """The clouds of a recording; those without a usable point are put into `bad`."""
     for stamp, points in read_recording(path, topic):
         if np.isfinite(points[:, :3]).all(axis=1).any():
-            yield Named(str(stamp), points)
+            yield Named(str(stamp), printable(str(path)), points)
         else:
             bad[str(stamp)] = "it holds no usable point"
 
 
-def readable(dataset: CloudDataset, bad: dict[str, str]) -> Iterator[Named]:
-    """The clouds of a dataset that can be read; the others are put into `bad`."""
+def readable(dataset: CloudDataset, given: Path, bad: dict[str, str]) -> Iterator[Named]:
+    """The clouds of a dataset that can be read, whole: the classifier prepares them; the others go into `bad`.
+
+    Args:
+        dataset: that was opened.
+        given: the path that was opened.
+        bad: reason by id of each cloud that cannot be read.
+    """
     for index, name in enumerate(dataset.ids):
-        cloud = dataset.try_load(index)
-        if cloud is None:
-            bad[name] = dataset.bad[name]
-        else:
-            yield Named(name, cloud)
+        try:
+            yield Named(name, path_of(dataset, index, given), dataset.load_whole(index))
+        except InputError as error:
+            bad[name] = str(error)
+
+
+def path_of(dataset: CloudDataset, index: int, given: Path) -> str:
+    """The file of a cloud below the folder that was given, or what was given where that is no such folder."""
+    source = dataset.source
+    if isinstance(source, FolderSource) and given.is_dir():
+        return printable(source.files[int(dataset.rows[index])])
+    return printable(str(given))
 
 
 def parts(entries: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
@@ -124,9 +151,9 @@ def parts(entries: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
         yield part
 
 
-def json_of(name: str, prediction: Prediction) -> str:
+def json_of(cloud: Named, prediction: Prediction) -> str:
     """One line of JSON."""
-    return json.dumps({"file": name, **prediction.to_dict()}, ensure_ascii=False)
+    return json.dumps({"file": cloud.name, "path": cloud.path, **prediction.to_dict()}, ensure_ascii=False)
 
 
 def line_of(name: str, prediction: Prediction) -> str:
@@ -136,27 +163,38 @@ def line_of(name: str, prediction: Prediction) -> str:
     return f"{name}\t{label}\t{prediction.score:.2f}" + (f"\t{others}" if others else "")
 
 
-def embed(model: Path, paths: Sequence[Path], out: Path, reading: Reading, *, threads: int | None) -> None:
-    """Write the embeddings of all clouds, in their order: (N, D) float32 unit rows.
+def embed(
+    model: Path,
+    paths: Sequence[Path],
+    out: Path,
+    reading: Reading,
+    *,
+    split: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """Write the embeddings of all clouds, in their order: (N, D) float32 unit rows, and beside them what each row is.
 
     Args:
         model: a bundle, a run, a base, or the name of a public encoder, which is fetched.
         paths: of clouds.
-        out: the .npy to write.
+        out: the .npy to write; `row_names` go into the .ids.txt of the same stem, one a line.
         reading: how the clouds are read.
-        threads: of a bundle's passes.
+        split: of each of the paths; None for all of it.
+        threads: of a pass on the CPU; None for one a core.
 
     Raises:
-        InputError: no .npy to write, or a cloud that cannot be read: no row may be missing.
+        InputError: a place where nothing can be written, before any work; or a cloud that cannot be read: no row may
+            be missing.
+        WorkFailed: the files cannot be written.
     """
-    if out.suffix != ".npy":
-        raise InputError(f"expected a .npy to write, found {out}")
+    ids = out.with_suffix(IDS)
+    check_free(out, model, paths)
     missing = next((path for path in paths if not path.exists()), None)
     if missing is not None:
         raise InputError(f"{missing}: expected a folder or file of clouds, found nothing there")
     if (model / MANIFEST).is_file():
-        datasets = [open_whole(model, path, reading) for path in paths]
-        clouds = (dataset.load(index) for dataset in datasets for index in range(len(dataset)))
+        datasets = [open_clouds(model, path, reading, split) for path in paths]
+        clouds = (dataset.load_whole(index) for dataset in datasets for index in range(len(dataset)))
         with Classifier.load(model, threads=threads, up_axis=DATASET_UP) as classifier:
             rows = np.concatenate([classifier.embed(part) for part in parts(clouds)])
     else:
@@ -164,8 +202,49 @@ def embed(model: Path, paths: Sequence[Path], out: Path, reading: Reading, *, th
         from crossmost.zoo import resolve
 
         base = resolve(model, lambda line: typer.echo(line, err=True))
-        rows = embed_clouds(base, paths, reading)
-    with replacing(out) as partial, partial.open("wb") as file:
-        np.save(file, rows)
-        sync(file)
+        datasets, rows = embed_clouds(base, paths, reading, split=split, threads=threads)
+    names = row_names(datasets, paths)
+    with replacing(out) as rows_file, replacing(ids) as names_file:
+        with rows_file.open("wb") as file:
+            np.save(file, rows)
+            sync(file)
+        with names_file.open("wb") as file:
+            file.writelines(f"{name}\n".encode() for name in names)
+            sync(file)
     typer.echo(str(out))
+
+
+def check_free(out: Path, model: Path, paths: Sequence[Path]) -> None:
+    """Refuse a place where embeddings cannot be written, or where they would replace what is read.
+
+    Raises:
+        InputError: see `check_destination`; or a file among the clouds of a folder.
+    """
+    for path, suffix in ((out, ".npy"), (out.with_suffix(IDS), ".txt")):
+        check_destination(path, suffix, [model, *paths], overwrite=True)
+    folders = (path for path in paths if out.exists() and path.resolve() in out.resolve().parents)
+    if folder := next(folders, None):
+        raise InputError(
+            f"expected a new file to write, found {out} among the clouds of {folder}: choose another place"
+        )
+
+
+def row_names(datasets: Sequence[CloudDataset], paths: Sequence[Path]) -> list[str]:
+    """What each row of the embeddings is: the path of its file, or the id of a cloud that shares a file with others.
+
+    Args:
+        datasets: in the order of the rows.
+        paths: where each was opened.
+
+    Returns:
+        N lines. Paths are relative to the folder that was given; where several paths were given they start with it,
+        and so do ids.
+    """
+    lines = []
+    for dataset, given in zip(datasets, paths, strict=True):
+        whole = isinstance(dataset.source, FolderSource)
+        start = f"{given}/" if len(paths) > 1 and (given.is_dir() or not whole) else ""
+        names = [path_of(dataset, index, given) for index in range(len(dataset))] if whole else dataset.ids
+        # A line is a row, also where a name has line breaks in it.
+        lines += [" ".join(printable(f"{start}{name}").splitlines()) for name in names]
+    return lines

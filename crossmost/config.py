@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -45,7 +45,9 @@ class TrainConfig(BaseModel):
     # Machine
     device: str = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    workers: int = Field(0, ge=0, description="processes that read and augment")
+    workers: int | None = Field(
+        None, ge=0, description="processes that read and augment; null: none on a CPU, up to 8 beside a GPU"
+    )
 
     # Data
     views: int = Field(
@@ -90,7 +92,9 @@ class TrainConfig(BaseModel):
     image_divisor: Literal["sequence", "channels"] = "channels"
     alignment: Literal["instance", "pseudo-label"] = "pseudo-label"
     joint_label: Literal["winner", "average"] = "average"
-    center: Literal["none", "mean", "balanced", "target"] = "target"
+    center: Literal["none", "mean", "balanced", "target"] = Field(
+        "target", description="what each branch subtracts; target: what the branches speak for"
+    )
     anchor: Literal["none", "base"] = "base"
     threshold: Literal["fixed", "adaptive"] = "adaptive"
     teacher_views: Literal["one", "mean"] = "mean"
@@ -164,10 +168,39 @@ def make_config(options: Mapping[str, Any]) -> TrainConfig:
             close = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.0)
             raise InputError(f"no option '{name}': the nearest is '{close[0]}'")
     recipe = options.get("recipe", "crossmost")
+    _check_recipe(recipe, options)
     try:
         return TrainConfig(**{**recipe_values(recipe), **options})
     except ValidationError as error:
         raise InputError(explain_options(error)) from error
+
+
+def beside_another_recipe(options: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
+    """The options of a file for a recipe that is asked for beside it: without what the file's own recipe sets.
+
+    A file of all options, as `--print-config` writes it, would otherwise keep every switch of its own recipe.
+    """
+    own = options.get("recipe", "crossmost")
+    if recipe is None or recipe == own:
+        return dict(options)
+    fields = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    usual = fields | recipe_values(own)
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in usual or (tuple(value) if isinstance(value, list) else value) != usual[name]
+    }
+
+
+def _check_recipe(recipe: Any, options: Mapping[str, Any]) -> None:
+    """Refuse a recipe by name that is the other one in all its switches."""
+    other: dict[str, Any] = {name: TrainConfig.model_fields[name].default for name in SWITCHES}
+    if recipe == "crossmost":
+        other = dict(SWITCHES)
+    if recipe in get_args(Recipe) and all(options.get(name) == value for name, value in other.items()):
+        raise InputError(
+            f"recipe={recipe}, but every switch is given with the other recipe's value: leave the switches out"
+        )
 
 
 def fit_to_base(config: TrainConfig, *, images: bool) -> TrainConfig:
@@ -229,6 +262,18 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise InputError(f"option {key}: '{value}' cannot be read as a value") from error
     return options
+
+
+def explained_yaml(config: TrainConfig) -> str:
+    """The same with what each option means and may be, as comments."""
+    lines = []
+    for name, value in config.model_dump(mode="json").items():
+        field = TrainConfig.model_fields[name]
+        line = f"{name}: {yaml.safe_dump([value], default_flow_style=True, width=1000).strip()[1:-1]}"
+        allowed = " | ".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else ""
+        meaning = "; ".join(part for part in (allowed, field.description) if part)
+        lines.append(f"{line}  # {meaning}" if meaning else line)
+    return "\n".join(lines) + "\n"
 
 
 def to_yaml(config: TrainConfig) -> str:

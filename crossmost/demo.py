@@ -55,6 +55,7 @@ def run_demo(out: Path, seed: int) -> None:
     make_base(
         out / "clean.npz", out / "base.safetensors", words, Reading(),
         PretrainConfig(epochs=8, batch_size=32, seed=seed), card="point-tiny", image="tiny", captions=None, split=None,
+        overwrite=True,  # what a demo that was interrupted left
     )  # fmt: skip
     typer.echo("adaptation to unlabelled scans", err=True)
     config = make_config(

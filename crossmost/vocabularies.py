@@ -8,7 +8,8 @@ from typing import Any
 from crossmost.adaptation.devices import choose_device
 from crossmost.checkpoints.atomic import failing_as_work
 from crossmost.errors import InputError
-from crossmost.models.text_tower import PROMPTS, check_templates, embed_classes, read_class_names
+from crossmost.models.text_tower import PROMPTS, check_templates, embed_classes
+from crossmost.runtime.class_names import read_class_names
 
 
 def make_vocabulary(
@@ -38,7 +39,8 @@ def make_vocabulary(
         What was written, in JSON types.
 
     Raises:
-        InputError: names, templates, tower or destination that cannot be used.
+        InvalidVocabulary: names that cannot be used.
+        InputError: templates, tower or destination that cannot be used.
         WorkFailed: the file cannot be written; one that was there is untouched.
     """
     check_destination(out, overwrite)

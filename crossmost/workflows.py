@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import typer
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from crossmost.adaptation import run as runs
+from crossmost.adaptation.devices import cpu_threads
 from crossmost.adaptation.pretrain import PretrainConfig
 from crossmost.adaptation.pretrain import pretrain as align
 from crossmost.checkpoints.atomic import json_line, write_json_atomic
@@ -24,23 +26,41 @@ from crossmost.checkpoints.base import (
     load_base,
     save_base,
 )
-from crossmost.checkpoints.run import BASE, CLASSES, EVALUATION, Run, is_run, load_run
+from crossmost.checkpoints.destination import check_destination
+from crossmost.checkpoints.run import (
+    BASE,
+    CLASSES,
+    EVALUATION,
+    EVALUATION_REPORT,
+    Run,
+    check_folder,
+    is_run,
+    load_run,
+    read_provenance,
+    shortcomings,
+)
 from crossmost.config import TrainConfig, fit_to_base
 from crossmost.data.dataset import CloudDataset, open_dataset
+from crossmost.data.folder import FolderSource, is_split
 from crossmost.data.reading import Reading
 from crossmost.data.samples import spread, views_of
 from crossmost.data.views import contact_sheet
 from crossmost.errors import InputError
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run
 from crossmost.evaluation.report import check_report_extra
-from crossmost.evaluation.run_report import write_run_report
+from crossmost.evaluation.run_report import headline_branch, write_run_report
 from crossmost.models.clip import has_scheme
+from crossmost.models.image_origin import image_origin
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_cards import PointCard, list_point_cards, load_point_card
 from crossmost.models.student import DualEncoder, embed_points
 from crossmost.progress import RunProgress
 from crossmost.runtime.class_bank import ClassBank, load_class_bank
+from crossmost.runtime.class_names import read_class_names
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
+
+REPORTED = "report"
+"""The entry of a run's provenance that says what its report is of; a resumed run ends with the same."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +81,12 @@ class Words:
             captions: names to embed where neither --classes nor --vocabulary is given.
 
         Raises:
+            InvalidVocabulary: names that cannot be used.
             InputError: no names, no text tower, or both ways at once.
         """
         if self.ready_made:
             return load_vocabulary(self.ready_made)
-        from crossmost.models.text_tower import PROMPTS, embed_classes, read_class_names
+        from crossmost.models.text_tower import PROMPTS, embed_classes
 
         if self.classes is None and captions is None:
             raise InputError("expected the class names: give --classes or --vocabulary")
@@ -127,19 +148,25 @@ def start_training(
     tensorboard: bool = False,
 ) -> Evaluation:
     """Adapt, evaluate, report."""
+    check_folder(out)
+    if ignore_labels:
+        reading = replace(reading, labels=False)
     architecture = load_architecture(base)
     config = config_for(architecture, config)
     clouds = training_clouds(reading, data, architecture.point, split)
     vocabulary = words.load(architecture.text)
     check_text_model(vocabulary, architecture)
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
-    if ignore_labels:
-        clouds, shown = clouds.unlabelled(), shown.unlabelled()
     check_before_training(clouds, shown, vocabulary)
+    report = {
+        "test": test and str(test.resolve()),
+        "ignore_labels": ignore_labels,
+        "tensorboard": tensorboard,
+    }
     with run_progress(clouds, config, out, 0, tensorboard) as progress:
         runs.train(
             clouds, base, vocabulary, config, out,
-            on_batch=progress.batch, on_epoch=progress.epoch, on_warning=progress.warn,
+            on_batch=progress.batch, on_epoch=progress.epoch, on_warning=progress.warn, notes={REPORTED: report},
         )  # fmt: skip
     return _finish(load_run(out), config, clouds, shown)
 
@@ -155,13 +182,17 @@ def resume_training(
     tensorboard: bool = False,
     machine: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Continue, evaluate, report; `machine` are the options that may differ from before."""
+    """Continue, evaluate, report as the run began; `machine` are the options that may differ from before."""
     config = runs.check_resumable(out, machine)
+    began = read_provenance(out).get(REPORTED, {})
+    test = test or (Path(began["test"]) if began.get("test") else None)
+    ignore_labels = ignore_labels or began.get("ignore_labels", False)
+    tensorboard = tensorboard or began.get("tensorboard", False)
+    if ignore_labels:
+        reading = replace(reading, labels=False)
     architecture = load_architecture(out / BASE)
     clouds = training_clouds(reading, data, architecture.point, split)
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
-    if ignore_labels:
-        clouds, shown = clouds.unlabelled(), shown.unlabelled()
     check_before_training(clouds, shown, load_vocabulary(out / CLASSES))
     with run_progress(clouds, config, out, runs.batches_done(out, clouds, config), tensorboard) as progress:
         runs.resume(clouds, out, config, on_batch=progress.batch, on_epoch=progress.epoch)
@@ -180,6 +211,25 @@ def config_for(architecture: Architecture, config: TrainConfig) -> TrainConfig:
     return fitting
 
 
+def reading_of(model: Path, given: Mapping[str, str | None], *, labels: bool = True) -> Reading:
+    """How clouds are read for a model: as a run read its own, but for what is given; says where the two differ.
+
+    Args:
+        model: folder of a run; nothing is known of any other model's clouds.
+        given: "up_axis", "columns" and "color"; None for what was not said.
+        labels: whether folders and labels are classes.
+    """
+    own = read_provenance(model).get("reading", {}) if is_run(model) else {}
+    said = {name: value for name, value in given.items() if value is not None}
+    for name, value in said.items():
+        if name in own and own[name] != value:
+            typer.echo(
+                f"warning: --{name.replace('_', '-')} {value}, but the run's own clouds were read with {own[name]}",
+                err=True,
+            )
+    return Reading(**{**own, **said}, labels=labels)
+
+
 def training_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
     """Open the data to train on: where it has a train and a test split and none is asked for, the train split."""
     return _open_part(reading, data, card, split, "train")
@@ -192,6 +242,8 @@ def measured_clouds(reading: Reading, data: Path, card: PointCard, split: str | 
 
 def _open_part(reading: Reading, data: Path, card: PointCard, split: str | None, part: str) -> CloudDataset:
     clouds = reading.open(data, card, split)
+    for line in clouds.left_out:
+        typer.echo(line, err=True)
     if split is None and {"train", "test"} <= set(clouds.splits):
         return reading.open(data, card, part)
     return clouds
@@ -219,8 +271,16 @@ def check_before_training(clouds: CloudDataset, shown: CloudDataset, vocabulary:
             try:
                 dataset.label_indices(vocabulary.names)
             except InputError as error:
-                raise InputError(f"{error}; --ignore-labels takes no folder or label for a class") from error
+                raise InputError(f"{error}; {advice(dataset)}") from error
     check_report_extra()
+
+
+def advice(dataset: CloudDataset) -> str:
+    """What to do about a class that no vocabulary has."""
+    names = dataset.class_names if isinstance(dataset.source, FolderSource) else None
+    if split := next(filter(is_split, names or ()), None):  # without labels all splits would be trained on
+        return f"{split}/ is taken for a class because of the folders beside it: give {split}/ itself"
+    return "--ignore-labels takes no folder or label for a class"
 
 
 def run_progress(
@@ -236,7 +296,7 @@ def _finish(run: Run, config: TrainConfig, clouds: CloudDataset, shown: CloudDat
     evaluation = evaluate_run(run, shown, device=config.device, workers=config.workers)
     write_json_atomic(run.folder / EVALUATION, evaluation.to_dict())
     report = write_run_report(run, evaluation, shown, clouds)
-    typer.echo("\n".join(summary_lines(evaluation)), err=True)
+    typer.echo("\n".join(summary_lines(evaluation, headline_branch(run))), err=True)
     say_skipped({**clouds.bad, **shown.bad})
     typer.echo(str(report))
     return evaluation
@@ -248,13 +308,14 @@ def say_skipped(bad: Mapping[str, str]) -> None:
         typer.echo(f"skipped {len(bad)} files that could not be read: {', '.join(bad)}", err=True)
 
 
-def summary_lines(evaluation: Evaluation) -> list[str]:
-    """The headline table for the screen."""
-    n = len(evaluation.index)
+def summary_lines(evaluation: Evaluation, branch: str) -> list[str]:
+    """The headline table for the screen; without labels, what `branch` says otherwise."""
+    n, found = len(evaluation.index), evaluation.to_dict()
     if evaluation.labels is None:
-        changed = float((evaluation.before["point"].argmax(1) != evaluation.after["point"].argmax(1)).mean())
-        return [f"{n} clouds without labels: the point branch changed its mind about {changed:.1%} of them"]
-    found = evaluation.to_dict()
+        changed = found["changed"][branch]
+        return [
+            f"{n} clouds without labels: the {branch} branch changed its mind about {changed:.1%} of them"
+        ]
     lines = [f"top-1 on {n} clouds ({evaluation.split})    zero-shot   adapted"]
     for branch, before in found["zero_shot"].items():
         after = found["adapted"][branch]
@@ -271,25 +332,48 @@ def evaluate(
     *,
     split: str | None,
     device: str,
-    workers: int,
+    workers: int | None,
     as_json: bool,
 ) -> None:
     """Compare zero-shot and adapted on a dataset; every figure goes into the run's folder too."""
     run = load_run(folder)
+    for line in shortcomings(run):
+        typer.echo(f"warning: {line}", err=True)
     clouds = measured_clouds(reading, data, run.architecture.point, split)
     evaluation = evaluate_run(run, clouds, device=device, workers=workers)
     found = evaluation.to_dict()
     write_json_atomic(folder / EVALUATION, found)
-    report = write_run_report(run, evaluation, clouds, None)
+    report = write_run_report(run, evaluation, clouds, None, EVALUATION_REPORT)
     say_skipped(clouds.bad)
     if as_json:
         typer.echo(json_line(found))
     else:
-        typer.echo("\n".join([*summary_lines(evaluation), str(report)]))
+        typer.echo("\n".join([*summary_lines(evaluation, headline_branch(run)), str(report)]))
 
 
-def embed_clouds(model: Path, paths: Sequence[Path], reading: Reading) -> NDArray[np.float32]:
-    """Embed the clouds of a run's exported network, or of a base, in torch: (N, D) unit rows.
+class Embedded(NamedTuple):
+    """Data sets and the embeddings of their clouds, one after the other: (N, D) float32 unit rows."""
+
+    datasets: list[CloudDataset]
+    rows: NDArray[np.float32]
+
+
+def embed_clouds(
+    model: Path,
+    paths: Sequence[Path],
+    reading: Reading,
+    *,
+    split: str | None = None,
+    threads: int | None = None,
+) -> Embedded:
+    """Embed clouds with a run's exported network, or with a base, in torch.
+
+    Args:
+        model: the run or the base.
+        paths: of the clouds.
+        reading: how they are read.
+        split: of each of the paths; None for all of it.
+        threads: of torch on the CPU; None for its own choice.
 
     Raises:
         InputError: neither run nor base, or a cloud that cannot be read.
@@ -301,9 +385,10 @@ def embed_clouds(model: Path, paths: Sequence[Path], reading: Reading) -> NDArra
     else:
         raise InputError(f"{model}: expected a bundle, a run or a base .safetensors, found none of them")
     card = network.point_encoder.card
-    datasets = [reading.open(path, card) for path in paths]
+    datasets = [reading.open(path, card, split) for path in paths]
     clouds = (dataset.load(index) for dataset in datasets for index in range(len(dataset)))
-    return embed_points(network.point_encoder, network.point_head(), clouds)
+    with cpu_threads(threads):
+        return Embedded(datasets, embed_points(network.point_encoder, network.point_head(), clouds))
 
 
 def list_cards() -> None:
@@ -322,8 +407,18 @@ def make_base(
     image: str,
     captions: Path | None,
     split: str | None,
+    overwrite: bool = False,
 ) -> None:
-    """Pre-train a base and write it."""
+    """Pre-train a base and write it.
+
+    Raises:
+        InputError: a place where it cannot be written, before anything is read; clouds, captions or options of no use.
+        WorkFailed: the base cannot be written.
+    """
+    given: list[Path | str | None] = [
+        data, captions, words.vocabulary, words.classes, words.clip_weights,
+    ]  # fmt: skip
+    check_destination(out, ".safetensors", [Path(each) for each in given if each], overwrite=overwrite)
     point_card = load_point_card(card)
     clouds = training_clouds(reading, data, point_card, split)
     clouds.probe()
@@ -331,6 +426,11 @@ def make_base(
     vocabulary = words.load(None, tuple(dict.fromkeys(texts_of)))
     rows = caption_rows(texts_of, vocabulary)
     image_card = image_tower(image, words.clip_weights, vocabulary.dim)
+    notes = {"data": clouds.name, "clouds": str(len(clouds)), "pretraining": config.model_dump_json()}
+    if image_card.clip:
+        name, _, tag = vocabulary.tag.partition("/")
+        remedy = f"give --image {name} --clip-weights {tag}, or --image tiny"
+        notes["image_tower"] = image_origin(image_card.clip, image_card.weights, vocabulary.tag, remedy)
 
     def report(record: dict[str, Any]) -> None:
         terms = "  ".join(f"{name} {value:.3f}" for name, value in record.items() if isinstance(value, float))
@@ -338,7 +438,6 @@ def make_base(
 
     model = align(clouds.unlabelled(), rows, vocabulary.embeddings, point_card, image_card, config, report)
     kept = replace(image_card, weights=None) if image_card.clip else image_card
-    notes = {"data": clouds.name, "clouds": str(len(clouds)), "pretraining": config.model_dump_json()}
     say_skipped(clouds.bad)
     save_base(out, model, Architecture(point_card, kept, vocabulary.dim, vocabulary.tag), notes)
     typer.echo(str(out))
@@ -408,26 +507,34 @@ def thumbnail(picture: Any, size: int) -> NDArray[np.uint8]:
 
 
 def render(
-    path: Path, out: Path, reading: Reading, *, views: int, clouds: int, size: int, split: str | None
+    path: Path,
+    out: Path,
+    reading: Reading,
+    *,
+    views: int,
+    clouds: int,
+    size: int,
+    points: int,
+    split: str | None,
 ) -> None:
-    """Draw views of some clouds as a contact sheet."""
+    """Draw views of some clouds, thinned to so many points, as a contact sheet."""
     if out.suffix.lower() != ".png":
         raise InputError(f"expected a .png to write, found {out}")
     dataset = open_dataset(
-        path, split=split, points=4096, least=1, up_axis=reading.up_axis, columns=reading.columns
+        path, split=split, points=points, least=1, up_axis=reading.up_axis, columns=reading.columns
     )
     pictures, captions = [], []
     for index in dataset.spread(clouds):
         cloud = dataset.try_load(index)
         if cloud is None:
             continue
-        shown = [
-            thumbnail(view, size) for view in spread(views_of(dataset, index, cloud, views, size), views)
-        ]
+        seen = views_of(dataset, index, cloud, partial(spread, most=views), count=views, size=size)
+        shown = [thumbnail(view, size) for view in seen]
         pictures += shown + [np.full_like(shown[0], 255)] * (views - len(shown))
         captions += [dataset.ids[index]] + [""] * (views - 1)
     if not pictures:
         raise InputError(f"{path}: none of the clouds can be read: {next(iter(dataset.bad.values()))}")
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(np.stack(pictures), captions, columns=views * max(1, 8 // views)).save(out)
+    say_skipped(dataset.bad)
     typer.echo(str(out))

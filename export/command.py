@@ -47,6 +47,8 @@ def export_bundle(
     """
     named = words.classes or words.vocabulary
     source = load_exportable(path, words.bank if named else None)
+    for line in source.shortcomings:
+        typer.echo(f"warning: {line}", err=True)
     if text_encoder:
         options = replace(options, text=TextOptions(*words.tower(source.architecture.text)))
     card = source.architecture.point

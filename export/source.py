@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from crossmost.checkpoints.base import Architecture, check_text_model, load_base
-from crossmost.checkpoints.run import is_run, load_run, read_provenance
+from crossmost.checkpoints.run import is_run, load_run, read_provenance, read_records, shortcomings
 from crossmost.checkpoints.sample import SAMPLE, Sample, load_sample
 from crossmost.errors import InputError
 from crossmost.models.point_encoder import PointEncoder
@@ -34,6 +34,7 @@ class Exportable:
         bank: the classes as the network uses them, calibrated where training did so; no threshold yet.
         sample: some of the clouds it was adapted to; None for a base.
         provenance: where it came from, for the manifest.
+        shortcomings: what whoever exports it should know first, a sentence each.
     """
 
     encoder: PointEncoder
@@ -43,6 +44,7 @@ class Exportable:
     bank: ClassBank
     sample: Sample | None
     provenance: dict[str, Any]
+    shortcomings: tuple[str, ...] = ()
 
     def embed(self, clouds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Embed prepared clouds, each (n, C), as torch does: (len, D) unit rows."""
@@ -77,13 +79,14 @@ def load_exportable(path: Path, classes: Callable[[str], ClassBank] | None) -> E
 
 def _from_run(folder: Path) -> Exportable:
     run = load_run(folder)
-    network = run.adapted
+    network, last = run.adapted, read_records(folder)[-1]
     provenance = {
         "kind": "run",
         "network": run.config.exported,
         "recipe": run.config.recipe,
         "mode": run.config.mode,
-        "center": run.config.center,
+        "center": last.get("center", run.config.center),
+        "epochs": {"done": last["epoch"] + 1, "planned": run.config.epochs},
         "text": run.architecture.text,
         "training": read_provenance(folder),
         "weights_sha256": hash_file(folder / f"{run.config.exported}.safetensors").sha256,
@@ -98,6 +101,7 @@ def _from_run(folder: Path) -> Exportable:
         bank,
         sample,
         provenance,
+        tuple(shortcomings(run)),
     )
 
 

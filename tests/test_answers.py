@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
+import trimesh
 from typer.testing import CliRunner
 
+from crossmost import answers
 from crossmost.cli import app
+from crossmost.data.reading import Reading
 from crossmost.errors import WorkFailed
+from crossmost.models.student import embed_points
 from crossmost.runtime import Classifier
+from crossmost.runtime.clouds_in import CloudsIn
+from crossmost.runtime.manifest import load_manifest
 from crossmost.runtime.recording import read_recording
 
 
@@ -32,16 +41,38 @@ def folder(tmp_path, rng):
     return clouds
 
 
+@pytest.mark.parametrize("suffix", [".stl", ".npy"])
+@pytest.mark.parametrize("channels", [3, 6])
+def test_a_robot_sees_the_very_clouds_that_training_saw(
+    bundle, tmp_path, rng, monkeypatch, tiny_architecture, suffix, channels
+):
+    """An encoder of more points than are drawn from a mesh as a rule."""
+    if suffix == ".stl":
+        trimesh.creation.box((3, 2, 1)).export(tmp_path / "a.stl")
+    else:
+        np.save(tmp_path / "a.npy", rng.standard_normal((12_000, 3)) * 300 + 1e4)
+    manifest = load_manifest(bundle("fp32"))
+    encoder = dataclasses.replace(manifest.encoder, points=10_000, channels=channels)
+    monkeypatch.setattr(answers, "load_manifest", lambda _: dataclasses.replace(manifest, encoder=encoder))
+    card = tiny_architecture.point.model_copy(update={"points": 10_000, "channels": channels})
+    reading = Reading(up_axis="y")
+    trained = reading.open(tmp_path, card).load(0)
+    assert trained.shape == (10_000, channels)
+    (given,) = answers.readable(answers.open_clouds(bundle("fp32"), tmp_path, reading), tmp_path, {})
+    np.testing.assert_array_equal(CloudsIn(encoder, answers.DATASET_UP).prepare(given.points).points, trained)
+
+
 class TestPredict:
     def test_one_json_object_a_line(self, bundle, crossmost, folder):
         done = crossmost("predict", bundle("fp32"), folder, "--json")
         assert done.exit_code == 0, done.stderr
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert [line["file"] for line in lines] == ["a", "b", "c"]
+        assert [line["path"] for line in lines] == ["a.npy", "b.npy", "c.npy"]
         with Classifier.load(bundle("fp32")) as classifier:
             expected = classifier([np.load(folder / f"{name}.npy") for name in "abc"])
         for line, prediction in zip(lines, expected, strict=True):
-            assert set(line) == {"file", "label", "score", "top_k", "unknown"}
+            assert set(line) == {"file", "path", "label", "score", "top_k", "unknown"}
             assert line["label"] == prediction.label
             assert line["score"] == pytest.approx(prediction.score, abs=1e-4)
             assert line["top_k"][0] == [line["label"], line["score"]]
@@ -58,7 +89,19 @@ class TestPredict:
         split = np.array(["train", "test"] * 6)
         archive = write_shapes(tmp_path / "s.npz", 12, split=split)
         done = crossmost("predict", bundle("fp16"), archive, "--split", "test", "--json")
-        assert len(done.stdout.splitlines()) == 6
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [line["file"] for line in lines] == [f"shape{index}" for index in range(1, 12, 2)]
+        assert {line["path"] for line in lines} == {str(archive)}
+
+    def test_paths_are_below_the_folder_that_was_given_or_as_given(self, bundle, crossmost, folder):
+        (folder / "kind").mkdir()
+        (folder / "b.npy").rename(folder / "kind" / "b.npy")
+        done = crossmost("predict", bundle("fp32"), folder, "--json")
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [line["path"] for line in lines] == ["a.npy", "c.npy", "kind/b.npy"]
+        assert all((folder / line["path"]).is_file() for line in lines)
+        alone = crossmost("predict", bundle("fp32"), folder / "a.npy", "--json")
+        assert json.loads(alone.stdout)["path"] == str(folder / "a.npy")
 
     def test_a_cloud_that_cannot_be_read_is_named_and_skipped(self, bundle, crossmost, folder):
         (folder / "b.npy").write_bytes(b"nothing")
@@ -74,12 +117,33 @@ class TestPredict:
         assert {json.loads(line)["label"] for line in done.stdout.splitlines()} <= {"table", "bottle"}
         own = crossmost("predict", bundle("fp32"), folder, "--classes", "chair, monitor", "--json")
         assert {json.loads(line)["label"] for line in own.stdout.splitlines()} <= {"chair", "monitor"}
+        for said in (done.stderr, own.stderr):  # the bundle has a threshold for all of its classes
+            assert said.count("no cloud will be unknown") == 1
+
+    def test_a_plain_vocabulary_of_its_classes_scores_as_the_bundle_does(
+        self, bundle, crossmost, folder, finished_run
+    ):
+        own = crossmost("predict", bundle("fp32"), folder, "--json")
+        done = crossmost(
+            "predict", bundle("fp32"), folder, "--classes", finished_run / "classes.npz", "--json"
+        )
+        assert done.stderr == ""
+        for line, expected in zip(done.stdout.splitlines(), own.stdout.splitlines(), strict=True):
+            assert json.loads(line)["score"] == pytest.approx(json.loads(expected)["score"], abs=0.1)
+
+    def test_class_names_are_read_as_for_training(self, bundle, crossmost, folder, tmp_path):
+        names = tmp_path / "names.txt"
+        names.write_text("chair   # to sit on\n\n# nothing\nmonitor\n")
+        done = crossmost("predict", bundle("fp32"), folder, "--classes", names, "--json")
+        assert done.exit_code == 0, done.stderr
+        assert {json.loads(line)["label"] for line in done.stdout.splitlines()} <= {"chair", "monitor"}
 
     def test_a_recording(self, bundle, crossmost, tmp_path, rng):
         recording = write_recording(tmp_path / "drive", rng)
         done = crossmost("predict", bundle("fp32"), recording, "--topic", "/objects", "--json")
         assert done.exit_code == 0, done.stderr
         assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == ["1000", "3000"]
+        assert {json.loads(line)["path"] for line in done.stdout.splitlines()} == {str(recording)}
         assert "2000" in done.stderr
 
     def test_the_up_axis_of_a_recording(self, bundle, crossmost, tmp_path, rng):
@@ -104,6 +168,7 @@ class TestPredict:
             (["{bundle}", "{folder}", "--backend", "tensorrt"], 1, "tensorrt"),
             (["{bundle}", "{folder}", "--topic", "/objects"], 2, "recording"),
             (["{bundle}", "{folder}", "--classes", "wine glass,spoon"], 2, "--text-encoder"),
+            (["{bundle}", "{folder}", "--classes", "clases.txt"], 2, "found 'clases.txt', no such file"),
             (["{bundle}", "{folder}", "--up-axis", "w"], 2, "axis"),
         ],
     )
@@ -173,12 +238,87 @@ class TestEmbed:
         assert done.exit_code == 2
         assert "b.npy" in done.stderr
         assert not (tmp_path / "e.npy").exists()
+        assert not (tmp_path / "e.ids.txt").exists()
 
-    @pytest.mark.parametrize(("model", "out"), [("nowhere", "e.npy"), ("{bundle}", "e.csv")])
-    def test_wrong_use_is_one_line(self, bundle, crossmost, folder, tmp_path, model, out):
+    def test_rows_have_names(self, bundle, crossmost, folder, tmp_path, tiny_base, write_shapes):
+        archive = write_shapes(tmp_path / "shapes.npz", 3)
+        for model in (bundle("fp32"), tiny_base):
+            crossmost("embed", model, folder, "--out", tmp_path / "e.npy")
+            assert (tmp_path / "e.ids.txt").read_text("utf-8") == "a.npy\nb.npy\nc.npy\n"
+            crossmost("embed", model, archive, "--out", tmp_path / "e.v2.npy")
+            assert (tmp_path / "e.v2.ids.txt").read_text("utf-8") == "shape0\nshape1\nshape2\n"
+        crossmost("embed", tiny_base, folder, folder / "a.npy", archive, "--out", tmp_path / "e.npy")
+        names = (tmp_path / "e.ids.txt").read_text("utf-8").splitlines()
+        assert names[:4] == [str(folder / f"{name}.npy") for name in "abca"]
+        assert names[4:] == [f"{archive}/shape{index}" for index in range(3)]
+
+    def test_a_line_is_a_row_whatever_is_in_a_name(self, bundle, crossmost, folder, tmp_path):
+        (folder / "b.npy").rename(folder / "b\nb.npy")
+        crossmost("embed", bundle("fp32"), folder, "--out", tmp_path / "e.npy")
+        assert (tmp_path / "e.ids.txt").read_text("utf-8") == "a.npy\nb b.npy\nc.npy\n"
+
+    def test_one_split(self, bundle, crossmost, tmp_path, tiny_base, write_shapes):
+        archive = write_shapes(tmp_path / "s.npz", 6, split=np.array(["train", "test", "train"] * 2))
+        for model in (bundle("fp32"), tiny_base):
+            done = crossmost("embed", model, archive, "--split", "test", "--out", tmp_path / "e.npy")
+            assert done.exit_code == 0, done.stderr
+            assert np.load(tmp_path / "e.npy").shape == (2, 16)
+            assert (tmp_path / "e.ids.txt").read_text("utf-8").split() == ["shape1", "shape4"]
+
+    def test_the_threads_of_a_base(self, crossmost, folder, tmp_path, tiny_base, monkeypatch):
+        used = []
+
+        def embed(encoder, head, clouds):
+            used.append(torch.get_num_threads())
+            return embed_points(encoder, head, clouds)
+
+        monkeypatch.setattr("crossmost.workflows.embed_points", embed)
+        before = torch.get_num_threads()
+        for threads in (1, 3):
+            crossmost("embed", tiny_base, folder, "--threads", threads, "--out", tmp_path / "e.npy")
+        crossmost("embed", tiny_base, folder, "--out", tmp_path / "e.npy")
+        assert used == [1, 3, before]
+        assert torch.get_num_threads() == before
+
+    @pytest.mark.parametrize(
+        ("model", "out", "message"),
+        [
+            ("nowhere", "e.npy", "nowhere"),
+            ("{bundle}", "e.csv", "expected a .npy to write"),
+        ],
+    )
+    def test_wrong_use_is_one_line(self, bundle, crossmost, folder, tmp_path, model, out, message):
         done = crossmost("embed", model.format(bundle=bundle("fp32")), folder, "--out", tmp_path / out)
         assert done.exit_code == 2
+        assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("out", "message"),
+        [
+            ("nowhere/e.npy", "expected a folder at"),
+            ("taken.npy", "found a folder at"),
+            ("names.npy", "found a folder at"),
+            ("scans/a.npy", "among the clouds of"),
+        ],
+    )
+    def test_the_destination_is_looked_at_before_any_work(
+        self, bundle, crossmost, folder, tmp_path, monkeypatch, out, message
+    ):
+        (tmp_path / "taken.npy").mkdir()
+        (tmp_path / "names.ids.txt").mkdir()
+        monkeypatch.setattr(answers, "open_clouds", None)
+        done = crossmost("embed", bundle("fp32"), folder, "--out", tmp_path / out)
+        assert done.exit_code == 2
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+    def test_a_cloud_is_not_replaced(self, bundle, crossmost, folder):
+        before = (folder / "a.npy").read_bytes()
+        for path in (folder, folder / "a.npy"):
+            done = crossmost("embed", bundle("fp32"), path, "--out", folder / "a.npy")
+            assert done.exit_code == 2
+            assert (folder / "a.npy").read_bytes() == before
 
     def test_a_name_is_fetched_only_for_what_can_be_done(self, crossmost, folder, tmp_path, monkeypatch):
         def fetch(name, say):
@@ -222,6 +362,23 @@ class TestBench:
         done = crossmost("bench", bundle("fp32"), *options)
         assert done.exit_code == 2
         assert len(done.stderr.splitlines()) == 1
+
+
+class TestDoctor:
+    def test_a_bundle_that_cannot_be_used_ends_with_1(self, bundle, crossmost, tmp_path):
+        damaged = tmp_path / "damaged.bundle"
+        shutil.copytree(bundle("fp32"), damaged)
+        content = bytearray((damaged / "weights.bin").read_bytes())
+        content[9] ^= 1
+        (damaged / "weights.bin").write_bytes(content)
+        assert crossmost("predict", damaged, tmp_path).exit_code == 2
+        done = crossmost("doctor", damaged)
+        assert done.exit_code == 1
+        assert "BAD bundle" in done.stdout
+        assert "would be used         nothing" in done.stdout
+        found = crossmost("doctor", damaged, "--json")
+        assert found.exit_code == 1
+        assert json.loads(found.stdout)["choice"]["used"] == ""
 
 
 def test_a_robot_without_torch_predicts_embeds_and_inspects(bundle, folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -135,6 +136,46 @@ class TestData:
         result = invoke(*train("--ignore-labels", data=folder))
         assert result.exit_code == 0, result.stderr
         assert "12 clouds without labels" in result.stderr
+
+    def test_a_folder_named_like_a_split_is_never_to_be_ignored(
+        self, train: Arguments, tmp_path: Path
+    ) -> None:
+        folder = write_folder(tmp_path / "data", 12, "train", "raw")
+        line = refused(*train(data=folder))
+        assert "--ignore-labels" not in line
+        assert "train/ is taken for a class because of the folders beside it: give train/ itself" in line
+
+    def test_labels_that_are_none_may_be_ignored(
+        self, train: Arguments, tmp_path: Path, write_shapes: Callable[..., Path]
+    ) -> None:
+        data = write_shapes(tmp_path / "odd.npz", labels=np.linspace(0, 1, 24))
+        assert "whole-number labels" in refused(*train(data=data))
+        result = invoke(*train("--ignore-labels", data=data))
+        assert result.exit_code == 0, result.stderr
+        assert "24 clouds without labels" in result.stderr
+        again = invoke("train", data, "--resume", "--ignore-labels", "--out", tmp_path / "run")
+        assert again.exit_code == 0, again.stderr
+
+    def test_what_is_left_out_is_one_line(self, train: Arguments, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "data", 12, "bottle", "chair")
+        for number in range(3):
+            (folder / f"{number}.xyz").touch()
+        said = "3 .xyz files were left out: not a format that is read"
+        assert invoke(*train(data=folder)).stderr.splitlines().count(said) == 1
+        found = invoke("eval", tmp_path / "run", folder, "--device", "cpu")
+        assert found.stderr.splitlines().count(said) == 1
+
+    def test_a_name_that_is_no_utf_8_reaches_the_report(self, train: Arguments, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "data", 19)
+        try:
+            shutil.copy(folder / "00.npy", os.fsdecode(os.fsencode(folder) + b"/caf\xe9.npy"))
+        except OSError:
+            pytest.skip("this file system takes no such name")
+        Path(os.fsdecode(os.fsencode(folder) + b"/broken\xe9.npy")).write_bytes(b"rubbish")
+        result = invoke(*train(data=folder))
+        assert result.exit_code == 0, result.output
+        assert "broken\ufffd" in (tmp_path / "run" / "report.html").read_text("utf-8")
+        assert invoke("inspect", folder).exit_code == 0
 
     def test_a_truncated_ply_among_many_is_skipped_and_named(self, train: Arguments, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "data", 19, "Bottle", "CHAIR")  # as people write them
@@ -371,6 +412,9 @@ class TestBase:
         assert "crossmost-base/1" in refused(*train(base=finished_run / "student.safetensors"))
         save_file({}, tmp_path / "bare.safetensors")
         assert "no format note" in refused(*train(base=tmp_path / "bare.safetensors"))
+        save_file({}, tmp_path / "published.safetensors", metadata={"format": "pt"})
+        line = refused(*train(base=tmp_path / "published.safetensors"))
+        assert "found pt: `crossmost convert` makes a base of published weights" in line
         (tmp_path / "noise.safetensors").write_bytes(b"not safetensors at all")
         assert "noise.safetensors" in refused(*train(base=tmp_path / "noise.safetensors"))
         assert "found none" in refused(*train(base=tmp_path / "none.safetensors"))
@@ -445,6 +489,18 @@ class TestOptions:
         assert "--resume" in refused(*train())
         assert {path.name: path.read_bytes() for path in run.iterdir()} == before
         assert "no run to resume" in refused("train", shapes_file, "--resume", "--out", tmp_path / "none")
+
+    def test_a_folder_that_holds_somebodys_files(
+        self, train: Arguments, tmp_path: Path, tiny_base: Path
+    ) -> None:
+        (tmp_path / "run").mkdir()
+        base = shutil.copy(tiny_base, tmp_path / "run" / "base.safetensors")
+        (tmp_path / "run" / "classes.npz").write_text("mine")
+        line = refused(*train(data=tmp_path / "nowhere", base=base))  # before anything is read
+        assert "found base.safetensors, classes.npz in" in line
+        assert "choose another --out" in line
+        assert base.read_bytes() == tiny_base.read_bytes()
+        assert (tmp_path / "run" / "classes.npz").read_text("utf-8") == "mine"
 
     @pytest.mark.parametrize(
         "option",
@@ -577,7 +633,9 @@ class TestFlow:
         assert result.exit_code == 0, result.stderr
         assert "24 clouds without labels" in result.stderr
         evaluated = invoke("eval", tmp_path / "run", plain, "--json", "--device", "cpu")
-        assert json.loads(evaluated.stdout) == {"n": 24, "split": "all"}
+        found = json.loads(evaluated.stdout)
+        assert (found["n"], found["zero_shot"], found["adapted"]) == (24, None, None)
+        assert set(found["changed"]) == BRANCHES
 
     def test_a_bad_file_in_a_worker_is_named_too(
         self,
@@ -658,6 +716,25 @@ class TestInspectAndRender:
             assert sheet.format == "PNG"
             assert len(sheet.convert("L").getcolors() or []) > 10  # something is drawn
 
+    def test_render_names_what_it_cannot_read(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path / "data", 3)
+        write_truncated_ply(folder / "broken.ply")
+        (tmp_path / "data" / "views" / "00").mkdir(parents=True)
+        (tmp_path / "data" / "views" / "00" / "0.png").write_bytes(b"\x89PNG")
+        result = invoke("render", folder, "--out", tmp_path / "a.png", "--size", 32)
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr == "skipped 2 files that could not be read: views/00/0.png, broken\n"
+
+    def test_render_draws_as_many_points_as_are_asked_for(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "ball.npy", np.random.default_rng(0).normal(size=(5000, 3)))
+        sheets = []
+        for points in ([], ["--points", 4096], ["--points", 64]):
+            out = tmp_path / "sheet.png"
+            result = invoke("render", tmp_path / "ball.npy", "--out", out, "--size", 64, *points)
+            assert result.exit_code == 0, result.stderr
+            sheets.append(out.read_bytes())
+        assert sheets[0] == sheets[1] != sheets[2]
+
     def test_render_shows_a_users_own_pictures(
         self, tmp_path: Path, write_shapes: Callable[..., Path]
     ) -> None:
@@ -726,7 +803,7 @@ class TestPretrain:
         for content in ("[]", "{", ""):
             captions.write_text(content)
             assert "JSON object" in refused(
-                *self.pretrain(plain, vocabulary_file, out, "--captions", captions)
+                *self.pretrain(plain, vocabulary_file, out, "--captions", captions, "--overwrite")
             )
 
     def test_a_wrong_option(self, tmp_path: Path, shapes_file: Path, vocabulary_file: Path) -> None:
@@ -746,9 +823,79 @@ class TestPretrain:
     ) -> None:
         data = write_shapes(tmp_path / "both.npz", split=np.repeat(["train", "test"], [16, 8]))
         for more, clouds in (((), "16"), (("--split", "all"), "24")):
-            result = invoke(*self.pretrain(data, vocabulary_file, tmp_path / "own.safetensors", *more))
+            out = tmp_path / f"{clouds}.safetensors"
+            result = invoke(*self.pretrain(data, vocabulary_file, out, *more))
             assert result.exit_code == 0, result.stderr
-            assert load_weights(tmp_path / "own.safetensors").metadata["clouds"] == clouds
+            assert load_weights(out).metadata["clouds"] == clouds
+
+    @pytest.mark.parametrize(
+        ("place", "said"),
+        [
+            ("own.pt", "expected a .safetensors to write"),
+            ("absent/own.safetensors", "expected a folder at"),
+            ("folder.safetensors", "found a folder at"),
+            ("mine.safetensors", "mine.safetensors exists: give --overwrite"),
+        ],
+    )
+    def test_a_place_that_will_not_do_is_refused_before_anything_is_read(
+        self, tmp_path: Path, place: str, said: str
+    ) -> None:
+        (tmp_path / "folder.safetensors").mkdir()
+        (tmp_path / "mine.safetensors").write_text("mine")
+        line = refused(*self.pretrain(tmp_path / "nowhere", tmp_path / "none.npz", tmp_path / place))
+        assert said in line
+        assert (tmp_path / "mine.safetensors").read_text("utf-8") == "mine"
+
+    def test_its_inputs_are_never_replaced(
+        self, tmp_path: Path, shapes_file: Path, vocabulary_file: Path
+    ) -> None:
+        words = tmp_path / "classes.safetensors"
+        shutil.copy(vocabulary_file, words)
+        line = refused(*self.pretrain(shapes_file, words, words, "--overwrite"))
+        assert f"found {words} at {words}" in line
+        assert words.read_bytes() == vocabulary_file.read_bytes()
+
+    @pytest.mark.usefixtures("tiny")
+    def test_the_image_tower_has_to_be_of_the_text_embeddings_model(
+        self, tmp_path: Path, shapes_file: Path, tiny_clip: Any
+    ) -> None:
+        names, out = ["bottle", "chair", "monitor", "table"], tmp_path / "own.safetensors"
+        words = write_vocabulary(tmp_path / "openai.npz", names, tag=np.array("ViT-B-32-quickgelu/openai"))
+        other = ("--image", "ViT-B-32-quickgelu", "--clip-weights", "laion400m_e32")
+        line = refused(*self.pretrain(shapes_file, words, out, *other))
+        assert "found that of ViT-B-32-quickgelu/laion400m_e32, another space" in line
+        assert "--image ViT-B-32-quickgelu --clip-weights openai, or --image tiny" in line
+        words = write_vocabulary(
+            tmp_path / "tiny.npz", names, 24, tag=np.array(f"{tiny_clip.name}/published")
+        )
+        result = invoke(
+            *self.pretrain(
+                shapes_file, words, out, "--image", tiny_clip.name, "--clip-weights", tiny_clip.weights
+            )
+        )
+        assert result.exit_code == 0, result.stderr
+        origin = f"{tiny_clip.name}/{tiny_clip.weights.name}"  # a file is taken at its word
+        assert load_weights(out).metadata["image_tower"] == origin
+
+    @pytest.mark.usefixtures("tiny")
+    def test_another_base_is_replaced_on_demand(
+        self, tmp_path: Path, shapes_file: Path, vocabulary_file: Path
+    ) -> None:
+        out = tmp_path / "own.safetensors"
+        out.write_text("of last week")
+        result = invoke(*self.pretrain(shapes_file, vocabulary_file, out, "--overwrite"))
+        assert result.exit_code == 0, result.stderr
+        load_base(out)
+
+    def test_ctrl_c_promises_no_resuming(
+        self, tmp_path: Path, shapes_file: Path, vocabulary_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def press(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(workflows, "make_base", press)
+        result = invoke(*self.pretrain(shapes_file, vocabulary_file, tmp_path / "own.safetensors"))
+        assert (result.exit_code, result.stderr) == (1, "interrupted\n")
 
     def test_the_cards_are_listed_as_the_help_says(self) -> None:
         assert "--card list" in invoke("pretrain", "--help").stdout

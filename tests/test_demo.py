@@ -43,6 +43,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_the_command_writes_its_summary_and_everything_behind_it(tmp_path: Path) -> None:
     out = tmp_path / "demo"
+    out.mkdir()
+    (out / "base.safetensors").write_text("of a demo that was interrupted")
     result = CliRunner().invoke(app, ["demo", "--out", str(out), "--seed", "3"])
     assert result.exit_code == 0, result.stderr
     summary = json.loads((out / "summary.json").read_text("utf-8"))

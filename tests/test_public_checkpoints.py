@@ -186,18 +186,18 @@ def passage(
 
 
 def test_the_base_embeds_as_published(passage: Passage, clouds: Path) -> None:
-    found = embed_clouds(passage.base, [clouds], Reading(columns=COLUMNS))
+    found = embed_clouds(passage.base, [clouds], Reading(columns=COLUMNS)).rows
     assert apart(found, passage.published) <= TOLERANCE
     # Neither another cloud nor another side of it would do.
     assert apart(found, np.roll(passage.published, 1, axis=0)) > 100 * TOLERANCE
-    tilted = embed_clouds(passage.base, [clouds], Reading("y", COLUMNS))
+    tilted = embed_clouds(passage.base, [clouds], Reading("y", COLUMNS)).rows
     assert apart(tilted, passage.published) > 100 * TOLERANCE
 
 
 def test_the_run_embeds_as_its_base(passage: Passage, clouds: Path) -> None:
     run = load_run(passage.run)
     assert run.config.mode == ("joint" if passage.case.towers else "point-only")
-    found = embed_clouds(passage.run, [clouds], Reading(columns=COLUMNS))
+    found = embed_clouds(passage.run, [clouds], Reading(columns=COLUMNS)).rows
     assert apart(found, passage.published) <= TOLERANCE
     base, _ = load_base(passage.base)
     if base.image_tower is not None:
@@ -247,7 +247,7 @@ def test_a_step_that_learns_reaches_the_bundle(clouds: Path, tmp_path: Path) -> 
         on_batch=lambda _: None, on_epoch=lambda _: None,
     )  # fmt: skip
     base, run = (
-        embed_clouds(tmp_path / name, [clouds], Reading(columns=COLUMNS))
+        embed_clouds(tmp_path / name, [clouds], Reading(columns=COLUMNS)).rows
         for name in ("base.safetensors", "run")
     )
     assert apart(run, base) > 100 * TOLERANCE

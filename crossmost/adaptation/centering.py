@@ -34,6 +34,8 @@ TURNS = 50
 """At most so many turns between labels and balanced centers; most targets need fewer than twenty."""
 RIDGE = 0.01
 """Keeps class names that mean almost the same from asking for a center far away."""
+ENOUGH = 64
+"""Fewer clouds do not tell how often the branches agree."""
 ALIKE_WITHOUT = 0.85
 """Share of the clouds on which branches that agree so often already fit the target as they are."""
 ALIKE_MORE = 0.15
@@ -45,6 +47,13 @@ class Center(NamedTuple):
 
     place: Tensor  # (D,), among the projected features of the clouds, or of all their views
     left: float  # mean length of an embedding about the center, as a share of its length about zero
+
+
+class Agreement(NamedTuple):
+    """How often both branches name the same class."""
+
+    share: float  # of the clouds
+    beyond_chance: float  # Cohen's kappa: 0 for branches that only name the same classes as often
 
 
 class Seen(NamedTuple):
@@ -85,13 +94,13 @@ def place_centers(
     """
     places = means = {branch: of.rows.mean(dim=0) for branch, of in seen.items()}
     if way in ("balanced", "target"):
-        balanced = _balanced_places(seen, means, theta)
-        if way == "target":
-            way = choose(seen, {"mean": means, "balanced": balanced}, theta)
-        if way == "balanced":
-            places = balanced
+        places = _balanced_places(seen, means, theta)
+    if way == "target":
+        way = choose(seen, {"mean": means, "balanced": places}, theta)
     if way == "none":
         return way, {}
+    if way == "mean":
+        places = means
     found = {branch: center_at(seen[branch].rows, place) for branch, place in places.items()}
     return way, {branch: center for branch, center in found.items() if center.left >= SMALLEST_LEFT}
 
@@ -107,20 +116,25 @@ def choose(
     places: Mapping[Literal["mean", "balanced"], Mapping[str, Tensor]],
     theta: Tensor,
 ) -> Way:
-    """The way that the branches speak for, by how often both name the same class; "mean" for a single branch.
+    """The way that the branches speak for, by how often both name the same class; "mean" where they cannot.
 
-    Labels are none of it: where the center is right, what is left in both branches is the object.
+    Labels are none of it: where the center is right, what is left in both branches is the object. A branch alone
+    cannot speak, and a few clouds are too few. Where both see only few classes they agree by chance too: that alone
+    speaks for nothing.
     """
-    if len(seen) < 2:
+    if len(seen) < 2 or len(next(iter(seen.values())).similarities) < ENOUGH:
         return "mean"
-    alike = {"none": _agreement([of.similarities for of in seen.values()])}
-    for way, of_way in places.items():
-        alike[way] = _agreement(
-            [seen[branch].similarities - _similarity(place, theta) for branch, place in of_way.items()]
+    without = _agreement([of.similarities for of in seen.values()])
+    mean, balanced = (
+        _agreement(
+            [seen[branch].similarities - _similarity(place, theta) for branch, place in places[way].items()]
         )
-    if alike["none"] >= max(ALIKE_WITHOUT, *alike.values()):
+        for way in ("mean", "balanced")
+    )
+    if without.share >= max(ALIKE_WITHOUT, mean.share, balanced.share):
         return "none"
-    return "balanced" if alike["balanced"] > alike["mean"] + ALIKE_MORE else "mean"
+    more = balanced.share > mean.share + ALIKE_MORE and balanced.beyond_chance > mean.beyond_chance
+    return "balanced" if more else "mean"
 
 
 def balanced_similarities(similarities: Sequence[Tensor], sharpness: Sequence[float]) -> list[Tensor]:
@@ -194,7 +208,13 @@ def _similarity(place: Tensor, theta: Tensor) -> Tensor:
     return place.double().cpu() @ theta
 
 
-def _agreement(similarities: Sequence[Tensor]) -> float:
-    """Share of the clouds of which two branches name the same class."""
+def _agreement(similarities: Sequence[Tensor]) -> Agreement:
+    """How often two branches name the same class."""
     point, image = (of.argmax(dim=1) for of in similarities)
-    return float((point == image).double().mean())
+    share = float((point == image).double().mean())
+    classes = similarities[0].shape[1]
+    of_point, of_image = (
+        torch.bincount(labels, minlength=classes).double() / len(labels) for labels in (point, image)
+    )
+    by_chance = float(of_point @ of_image)
+    return Agreement(share, (share - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0)

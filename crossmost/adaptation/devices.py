@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -54,6 +55,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     if precision == "float16" and device.type == "cpu":
         raise InputError("precision float16 needs a GPU: use bfloat16 or float32 on the CPU")
     return torch.autocast(device.type, PRECISIONS[precision])
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute in so many threads on the CPU; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

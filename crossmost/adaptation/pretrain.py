@@ -59,7 +59,7 @@ class PretrainConfig(BaseModel):
     temperature: float = Field(0.07, gt=0, description="at the start; learned, never below 0.01")
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
-    workers: int = Field(0, ge=0)
+    workers: int | None = Field(None, ge=0)
 
 
 def make_pretrain_config(options: Mapping[str, Any]) -> PretrainConfig:

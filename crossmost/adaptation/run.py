@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crossmost import __version__
+from crossmost.adaptation.devices import idle_gpu
 from crossmost.adaptation.trainer import Record, Trainer
 from crossmost.adaptation.up_axis import axis_warning, scores_by_up_axis
 from crossmost.checkpoints.atomic import json_line, save_arrays, write_json_atomic, write_text_atomic
@@ -38,6 +39,7 @@ from crossmost.checkpoints.store import has_generation, load_generation
 from crossmost.config import TrainConfig, fit_to_base, make_config, read_options, to_yaml
 from crossmost.data.dataset import CloudDataset
 from crossmost.errors import InputError
+from crossmost.runtime.manifest import hash_file
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 
 OnBatch = Callable[[Record], None]
@@ -62,6 +64,7 @@ def train(
     on_batch: OnBatch,
     on_epoch: OnEpoch,
     on_warning: OnWarning = lambda _: None,
+    notes: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Adapt a base to unlabelled clouds.
 
@@ -73,7 +76,8 @@ def train(
         folder: where the run is written; must not hold one yet.
         on_batch: called with the figures of each batch.
         on_epoch: called with the record of each epoch, that before training first.
-        on_warning: called before training with what seems wrong with the clouds.
+        on_warning: called before training with what seems wrong with the machine or the clouds.
+        notes: more for the run's provenance.
 
     Raises:
         InputError: base, vocabulary, clouds or folder cannot be used.
@@ -88,11 +92,15 @@ def train(
     student = build_student(encoders, architecture, vocabulary, config)
     unlabelled = checked(clouds)
     trainer = Trainer(student, unlabelled, config)
+    if warning := idle_gpu(config.device):
+        on_warning(warning)
     scores = scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device)
     if warning := axis_warning(scores, clouds.preparation.up_axis):
         on_warning(warning)
     start_run(folder, base, vocabulary)
-    write_json_atomic(folder / PROVENANCE, {**provenance(clouds, base), "up_axis_scores": scores})
+    write_json_atomic(
+        folder / PROVENANCE, {**provenance(clouds, base), "up_axis_scores": scores, **(notes or {})}
+    )
     save_sample(folder / SAMPLE, take_sample(clouds))
     write_text_atomic(folder / CONFIG, to_yaml(config))  # the last: with it the folder is a run that resumes
     return _fit(trainer, architecture, folder, on_batch, on_epoch)
@@ -118,7 +126,8 @@ def resume(
     config = fit_to_base(config, images=architecture.image is not None)
     trainer = Trainer(build_student(encoders, architecture, vocabulary, config), checked(clouds), config)
     made = read_provenance(folder)
-    if made["clouds_sha256"] != fingerprint(clouds):
+    known = made.get("contents_sha256", "")  # runs did not always note it
+    if made["clouds_sha256"] != fingerprint(clouds) or (known and known != clouds.contents()):
         raise InputError(
             f"{folder} was trained on other clouds than {clouds.name}: resume with the same data"
         )
@@ -186,9 +195,10 @@ def provenance(clouds: CloudDataset, base: Path) -> dict[str, Any]:
         "split": clouds.split,
         "clouds": len(clouds),
         "clouds_sha256": fingerprint(clouds),
+        "contents_sha256": clouds.contents(),
         "reading": reading(clouds),
         "base": base.name,
-        "base_sha256": hashlib.sha256(base.read_bytes()).hexdigest(),
+        "base_sha256": hash_file(base).sha256,
     }
 
 

@@ -66,21 +66,32 @@ EXTRAS = {
     "cpu": {"onnxruntime"},
     "text": {"tokenizers"},
     "report": {"matplotlib", "jinja2"},
-    "io": {"plyfile", "pypcd4", "trimesh", "scipy", "laspy", "h5py"},
+    "io": {"plyfile", "pypcd4", "trimesh", "scipy", "laspy", "h5py", "charset_normalizer"},
     "tensorboard": {"tensorboard"},
     "ros": {"rosbags"},
 }
 _debug = False
 
 
-def command(**options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command whose errors are one line on stderr and an exit code."""
+def command(
+    *, interrupted: str = "interrupted", **options: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command whose errors are one line on stderr and an exit code.
+
+    Args:
+        interrupted: the line after Ctrl-C.
+        options: of the command, for typer.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
                 function(*args, **kwargs)
+            except (
+                BrokenPipeError
+            ):  # what read the output has gone, as `| head` does: typer ends without a word
+                raise
             except Exception as error:
                 if _debug:
                     raise
@@ -90,7 +101,7 @@ def command(**options: Any) -> Callable[[Callable[..., None]], Callable[..., Non
                 typer.echo(f"error: {line}", err=True)
                 raise typer.Exit(code) from None
             except KeyboardInterrupt:
-                typer.echo("interrupted; a run that was saved continues with --resume", err=True)
+                typer.echo(interrupted, err=True)
                 raise typer.Exit(1) from None
 
         app.command(**options)(guarded)

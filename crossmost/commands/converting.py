@@ -58,7 +58,7 @@ def convert(
     """Make a base of a checkpoint of ULIP, ULIP-2, Cross-MoST, OpenShape or Uni3D."""
     from crossmost.checkpoints.atomic import json_line
     from crossmost.checkpoints.convert import convert_checkpoint
-    from crossmost.models.text_tower import read_class_names
+    from crossmost.runtime.class_names import read_class_names
 
     made = convert_checkpoint(
         checkpoint,

@@ -67,16 +67,28 @@ def export(
         str | None, typer.Option(help="Use only this split: train, test, all.", rich_help_panel=VERIFICATION)
     ] = None,
     up_axis: Annotated[
-        str, typer.Option(help="What points up in them: x, y, z, -x, -y, -z.", rich_help_panel=VERIFICATION)
-    ] = "z",
+        str | None,
+        typer.Option(
+            help="What points up in them: x, y, z, -x, -y, -z; default: as the run's own clouds were read, or z.",
+            rich_help_panel=VERIFICATION,
+        ),
+    ] = None,
     columns: Annotated[
         str | None,
-        typer.Option(help="Meaning of array columns: xyz, xyzrgb, xyz_rgb.", rich_help_panel=VERIFICATION),
+        typer.Option(
+            help="Meaning of array columns: xyz, xyzrgb, xyz_rgb; default: as for the run's own clouds.",
+            rich_help_panel=VERIFICATION,
+        ),
     ] = None,
     color: Annotated[
-        str,
-        typer.Option("--color", "--colour", help="auto or none (ignore it).", rich_help_panel=VERIFICATION),
-    ] = "auto",
+        str | None,
+        typer.Option(
+            "--color",
+            "--colour",
+            help="auto or none (ignore it); default: as for the run's own clouds, or auto.",
+            rich_help_panel=VERIFICATION,
+        ),
+    ] = None,
     tensorrt: Annotated[
         bool,
         typer.Option(
@@ -140,12 +152,7 @@ def export(
         raise InputError("expected --fp16 or --bf16, found both")
     if unknown_rate is not None and unknown_labels:
         raise InputError("expected --unknown-rate or --unknown-labels, found both")
-    of_clouds = {
-        "--split": split,
-        "--up-axis": up_axis != "z",
-        "--columns": columns,
-        "--color": color != "auto",
-    }
+    of_clouds = {"--split": split, "--up-axis": up_axis, "--columns": columns, "--color": color}
     if (given := [name for name, value in of_clouds.items() if value]) and not (verify or unknown_labels):
         raise InputError(f"{given[0]} says how clouds are read, and none are given: add --verify")
     if (clip or clip_weights) and not (text_encoder or classes):
@@ -173,11 +180,12 @@ def export(
         ),
         parse_profile(points) if points else None,
     )
+    model = find_base(model)
     export_bundle(
-        find_base(model),
+        model,
         out,
         workflows.Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights),
-        workflows.Reading(up_axis=up_axis, columns=columns, color=color),
+        workflows.reading_of(model, {"up_axis": up_axis, "columns": columns, "color": color}),
         ExportOptions(
             precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
             int8=int8,

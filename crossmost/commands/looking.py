@@ -47,11 +47,15 @@ def render(
     views: Annotated[int, typer.Option(min=1, help="Views of each cloud.")] = 4,
     clouds: Annotated[int, typer.Option(min=1, help="Clouds, evenly spaced over a dataset.")] = 12,
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of a view.")] = 160,
+    points: Annotated[
+        int,
+        typer.Option(min=1, help="Points kept of a larger cloud; training keeps as many as its base wants."),
+    ] = 4096,
     split: Split = None,
     up_axis: UpAxis = "z",
     columns: Columns = None,
 ) -> None:
-    """Draw the views that training would see, as one contact sheet."""
+    """Draw views as training does, as one contact sheet; --points of the base's N gives the very same clouds."""
     from crossmost import workflows
 
     workflows.render(
@@ -61,5 +65,6 @@ def render(
         views=views,
         clouds=clouds,
         size=size,
+        points=points,
         split=split,
     )

@@ -16,6 +16,21 @@ Columns = Annotated[
 Color = Annotated[
     str, typer.Option("--color", "--colour", help="auto: use it where there is some; none: ignore it.")
 ]
+OwnUpAxis = Annotated[
+    str | None,
+    typer.Option("--up-axis", help="What points up in them; default: as the run's own clouds were read."),
+]
+OwnColumns = Annotated[
+    str | None,
+    typer.Option("--columns", help="Meaning of array columns; default: as for the run's own clouds."),
+]
+OwnColor = Annotated[
+    str | None,
+    typer.Option("--color", "--colour", help="auto or none; default: as for the run's own clouds."),
+]
+IgnoreLabels = Annotated[
+    bool, typer.Option("--ignore-labels", help="Folders and labels are no classes: a report without them.")
+]
 Classes = Annotated[
     str | None,
     typer.Option(help="Class names: a file, one a line, or 'mug,bowl'. Needs the CLIP text tower."),
@@ -32,7 +47,12 @@ Clip = Annotated[
 ]
 ClipWeights = Annotated[str | None, typer.Option(help="Its weights: an open_clip tag or a file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read and augment.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Processes that read and augment; default: none on a CPU, up to 8 beside a GPU."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 

@@ -68,15 +68,16 @@ def embed(
     paths: Annotated[list[Path], typer.Argument(help="Clouds, folders or datasets.")],
     out: Annotated[Path, typer.Option(help="The .npy to write: (N, D) float32, unit rows.")],
     threads: Threads = None,
+    split: Split = None,
     up_axis: UpAxis = "z",
     columns: Columns = None,
     color: Color = "auto",
 ) -> None:
-    """Write the embedding of every cloud, in their order."""
+    """Write the embedding of every cloud, in their order, and beside OUT.npy what each row is: OUT.ids.txt."""
     from crossmost import answers
     from crossmost.data.reading import Reading
 
-    answers.embed(model, paths, out, Reading(up_axis, columns, color), threads=threads)
+    answers.embed(model, paths, out, Reading(up_axis, columns, color), split=split, threads=threads)
 
 
 @command(epilog="Example: `crossmost bench scans.bundle --batches 1,8 --json`")
@@ -119,8 +120,13 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine has to run bundles with: driver, CUDA, TensorRT, ONNX Runtime."""
+    """Say what this machine has to run bundles with: driver, CUDA, TensorRT, ONNX Runtime.
+
+    Exit code 1 if the bundle cannot be used here.
+    """
     from crossmost.runtime.doctor import diagnose
 
     found = diagnose(bundle)
     typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
+    if not found.usable:
+        raise typer.Exit(1)

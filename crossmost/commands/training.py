@@ -16,7 +16,11 @@ from crossmost.commands.options import (
     Columns,
     Data,
     Device,
+    IgnoreLabels,
     Json,
+    OwnColor,
+    OwnColumns,
+    OwnUpAxis,
     Split,
     UpAxis,
     VocabularyFile,
@@ -38,8 +42,9 @@ def demo(
 
 
 @command(
+    interrupted="interrupted; a run that was saved continues with --resume",
     epilog="Example: `crossmost train scans/ --base base.safetensors --classes mug,bowl,can --out runs/scans`\n\n"
-    "See every option: `crossmost train --print-config`. Override one: `--set epochs=10 --set mode=point-only`"
+    "See every option: `crossmost train --print-config`. Override one: `--set epochs=10 --set mode=point-only`",
 )
 def train(
     data: Annotated[
@@ -70,7 +75,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that read and augment.")] = None,
+    workers: Workers = None,
     split: Split = None,
     up_axis: UpAxis = "z",
     columns: Columns = None,
@@ -81,26 +86,29 @@ def train(
         Path | None,
         typer.Option(help="Dataset for the report; default: DATA, its test split where it has one."),
     ] = None,
-    ignore_labels: Annotated[
-        bool,
-        typer.Option("--ignore-labels", help="Folders and labels are no classes: a report without them."),
-    ] = False,
+    ignore_labels: IgnoreLabels = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the options and stop.")] = False,
 ) -> None:
     """Adapt a base to unlabelled clouds and their views, and report what changed."""
     from crossmost import workflows
-    from crossmost.config import make_config, parse_assignments, read_options, to_yaml
+    from crossmost.config import (
+        beside_another_recipe,
+        explained_yaml,
+        make_config,
+        parse_assignments,
+        read_options,
+    )
 
     direct: dict[str, Any] = {
         "recipe": recipe, "mode": mode, "epochs": epochs, "seed": seed, "device": device, "workers": workers,
     }  # fmt: skip
     given = {name: value for name, value in direct.items() if value is not None}
-    settings = make_config(
-        {**(read_options(config) if config else {}), **given, **parse_assignments(assignments or [])}
-    )
+    stated = {**given, **parse_assignments(assignments or [])}
+    of_file = beside_another_recipe(read_options(config), stated.get("recipe")) if config else {}
+    settings = make_config({**of_file, **stated})
     if print_config:
-        typer.echo(to_yaml(settings), nl=False)
+        typer.echo(explained_yaml(settings), nl=False)
         return
     if data is None or out is None or (base is None and not resume):
         raise InputError("expected DATA, --base and --out (with --resume: DATA and --out)")
@@ -121,6 +129,8 @@ def train(
         )  # fmt: skip
         return
     assert base is not None
+    if (vocabulary or (classes or "").endswith(".npz")) and (clip or clip_weights):
+        raise InputError("--clip names a text tower, and the vocabulary needs none: leave it out")
     words = workflows.Words(
         classes=classes,
         vocabulary=vocabulary,
@@ -160,7 +170,7 @@ def pretrain(
     learning_rate: Annotated[float, typer.Option()] = 1e-3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
-    workers: Workers = 0,
+    workers: Workers = None,
     split: Split = None,
     up_axis: UpAxis = "z",
     columns: Columns = None,
@@ -169,6 +179,7 @@ def pretrain(
         str | None, typer.Option(help="open_clip model whose text tower embeds the class names.")
     ] = None,
     clip_weights: ClipWeights = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file in --out.")] = False,
 ) -> None:
     """Make a base: align a point encoder (and a small image tower) with CLIP text embeddings."""
     from crossmost import workflows
@@ -179,6 +190,8 @@ def pretrain(
         return
     if data is None or out is None:
         raise InputError("expected DATA and --out")
+    if vocabulary and clip:
+        raise InputError("--clip names a text tower, and the vocabulary needs none: leave it out")
     workflows.make_base(
         data,
         out,
@@ -198,6 +211,7 @@ def pretrain(
         image=image,
         captions=captions,
         split=split,
+        overwrite=overwrite,
     )
 
 
@@ -206,15 +220,17 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder made by `crossmost train`.")],
     data: Data,
     split: Split = None,
-    up_axis: UpAxis = "z",
-    columns: Columns = None,
-    color: Color = "auto",
+    up_axis: OwnUpAxis = None,
+    columns: OwnColumns = None,
+    color: OwnColor = None,
+    ignore_labels: IgnoreLabels = False,
     device: Device = "auto",
-    workers: Workers = 0,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Compare zero-shot and adapted on labelled clouds: each branch and both; writes the run's report.html."""
+    """Compare zero-shot and adapted on labelled clouds, each branch and both; writes evaluation.html into the run."""
     from crossmost import workflows
 
-    reading = workflows.Reading(up_axis=up_axis, columns=columns, color=color)
+    given = {"up_axis": up_axis, "columns": columns, "color": color}
+    reading = workflows.reading_of(run, given, labels=not ignore_labels)
     workflows.evaluate(run, data, reading, split=split, device=device, workers=workers, as_json=as_json)

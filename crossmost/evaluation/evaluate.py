@@ -52,11 +52,16 @@ class Evaluation:
         return {branch: branch_metrics(p, self.labels, self.names) for branch, p in posteriors.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """What `crossmost eval --json` prints; None for the branches that do not exist."""
-        found: dict[str, Any] = {"n": len(self.index), "split": self.split}
+        """What `crossmost eval --json` prints; None for the branches that do not exist, and for what needs labels."""
+        absent = dict.fromkeys(BRANCHES)
+        changed = {
+            branch: float((p.argmax(axis=1) != self.after[branch].argmax(axis=1)).mean())
+            for branch, p in self.before.items()
+        }
+        found: dict[str, Any] = {"n": len(self.index), "split": self.split, "changed": absent | changed}
+        found |= {"zero_shot": None, "adapted": None}
         if self.labels is not None:
             moments = {"zero_shot": self.metrics(self.before), "adapted": self.metrics(self.after)}
-            absent = dict.fromkeys(BRANCHES)
             for moment, metrics in moments.items():
                 found[moment] = absent | {branch: each.top1 for branch, each in metrics.items()}
             found["details"] = {
@@ -74,7 +79,7 @@ def posteriors(
     views: int,
     batch_size: int,
     device: str,
-    workers: int,
+    workers: int | None,
 ) -> tuple[NDArray[np.int64], Posteriors]:
     """Classify every cloud that can be read.
 
@@ -100,7 +105,9 @@ def posteriors(
     return diagnosis.indices.numpy(), {"point": point, "image": image, "both": both_branches(point, image)}
 
 
-def evaluate_run(run: Run, clouds: CloudDataset, *, device: str = "auto", workers: int = 0) -> Evaluation:
+def evaluate_run(
+    run: Run, clouds: CloudDataset, *, device: str = "auto", workers: int | None = None
+) -> Evaluation:
     """Compare a run's zero-shot and adapted networks.
 
     Args:

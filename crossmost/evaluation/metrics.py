@@ -88,11 +88,25 @@ class Change:
 
     @property
     def margin(self) -> float | None:
-        """Half width of the 95 % interval of the change in top-1 (0..1): the clouds are paired."""
+        """Half width of the 95 % interval of the change in top-1 (0..1): the clouds are paired.
+
+        By Agresti and Min (2005), with half a cloud added to each way in which a cloud can go: without it a few
+        clouds that all went one way would leave no doubt at all.
+        """
         if self.won is None or self.lost is None:
             return None
-        variance = self.won + self.lost - (self.won - self.lost) ** 2 / self.n
-        return float(1.96 * np.sqrt(max(variance, 0.0)) / self.n)
+        won, lost, n = self.won + 0.5, self.lost + 0.5, self.n + 2
+        return float(1.96 * np.sqrt(won + lost - (won - lost) ** 2 / n) / n)
+
+    @property
+    def p_value(self) -> float | None:
+        """How often as many clouds or more would have gone one way by chance: McNemar's exact test, two-sided."""
+        if self.won is None or self.lost is None:
+            return None
+        from scipy.stats import binomtest  # takes half a second to import
+
+        moved = self.won + self.lost
+        return float(binomtest(self.won, moved).pvalue) if moved else 1.0
 
 
 def softmax(logits: ArrayLike) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import base64
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,9 @@ class ReportData:
     `before` is zero-shot, `after` adapted; both map a branch ('point', 'image', 'both') to its metrics and
     are None where there are no labels. `changes` has the same branches and needs no labels. `agreement` is
     the share of clouds on which the two branches agree, before and after. `training` holds the records of
-    metrics.jsonl. `won` and `lost` are labelled examples, `changed` is for a report without labels.
+    metrics.jsonl. `won` and `lost` are labelled examples, `changed` is for a report without labels; `totals` says how
+    many such clouds there are of each, where not all are shown. `first` is the branch of the headline and of the
+    examples.
     """
 
     title: str
@@ -69,6 +71,8 @@ class ReportData:
     won: Sequence[Example] = ()
     lost: Sequence[Example] = ()
     changed: Sequence[Example] = ()
+    totals: Mapping[str, int] = field(default_factory=dict)
+    first: str = "point"
     warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -103,7 +107,7 @@ class ReportData:
             before: branch to zero-shot posteriors (n, C).
             after: branch to adapted posteriors (n, C), of the same branches and clouds.
             labels: (n,) integers in 0..C-1, or None.
-            shown: further fields as they are: provenance, training, won, lost, changed, warnings.
+            shown: further fields as they are: provenance, training, won, lost, changed, totals, first, warnings.
 
         Raises:
             InputError: branches, shapes or labels that do not belong together.
@@ -172,13 +176,16 @@ def write_report(out: Path, data: ReportData) -> Path:
             )
     page = _template(jinja2).render(
         data=data,
-        views=[branch_view(data, branch) for branch in BRANCHES if branch in data.changes],
+        views=[
+            branch_view(data, branch)
+            for branch in sorted(BRANCHES, key=lambda branch: branch != data.first)
+            if branch in data.changes
+        ],
         diagrams=diagrams,
         quality=figures.pseudo_label_quality(data.training),
         selection=figures.selection(data.training),
         spread=figures.class_spread(data.training, data.class_names),
         terms=figures.loss_terms(data.training),
-        most_examples=MOST_EXAMPLES,
     )
     path = out / "report.html" if out.is_dir() else out
     path.parent.mkdir(parents=True, exist_ok=True)

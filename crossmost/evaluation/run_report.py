@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from crossmost.adaptation.up_axis import axis_warning
 from crossmost.checkpoints.base import Architecture
-from crossmost.checkpoints.run import METRICS, REPORT, Run, read_provenance
+from crossmost.checkpoints.run import REPORT, Run, read_provenance, read_records, shortcomings
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.views import render_views
 from crossmost.evaluation.evaluate import Evaluation, pseudo_label_accuracy
@@ -26,15 +25,20 @@ CENTERS = {
 
 
 def write_run_report(
-    run: Run, evaluation: Evaluation, clouds: CloudDataset, trained_on: CloudDataset | None
+    run: Run,
+    evaluation: Evaluation,
+    clouds: CloudDataset,
+    trained_on: CloudDataset | None,
+    name: str = REPORT,
 ) -> Path:
-    """Write `report.html` into the run's folder.
+    """Write a report into the run's folder.
 
     Args:
         run: loaded from disk.
         evaluation: of that run.
         clouds: the dataset that was evaluated.
         trained_on: the training data, whose labels, if any, say how right the pseudo-labels were; or None.
+        name: of the file.
 
     Returns:
         The file.
@@ -44,11 +48,12 @@ def write_run_report(
         accuracy = pseudo_label_accuracy(run.folder, trained_on, run.vocabulary.names)
         for record in records:
             record["kept_accuracy"] = accuracy.get(record["epoch"])
-    for record in records:  # for readers epoch 0 is before training and the first epoch is 1
+    for record in records:  # under the report's names; epoch 0 is before training, the first epoch is 1
+        record["kept"], record["agreement"] = record["watched/kept"], record["watched/agreement"]
         record["epoch"] += 1
         record["chosen_epoch"] += 1
     data = ReportData.from_posteriors(
-        f"Adapted to {clouds.name}",
+        title(run, clouds),
         evaluation.names,
         evaluation.before,
         evaluation.after,
@@ -56,18 +61,22 @@ def write_run_report(
         provenance=provenance_rows(run, evaluation, clouds),
         training=records,
         warnings=warnings(run, clouds),
-        **examples(evaluation, clouds),
+        first=headline_branch(run),
+        **examples(evaluation, clouds, headline_branch(run)),
     )
-    return write_report(run.folder / REPORT, data)
+    return write_report(run.folder / name, data)
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, under the names the report uses."""
-    lines = (folder / METRICS).read_text("utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    for record in records:
-        record["kept"], record["agreement"] = record["watched/kept"], record["watched/agreement"]
-    return records
+def title(run: Run, clouds: CloudDataset) -> str:
+    """What the run was adapted to, and what it is measured on where that is another dataset."""
+    adapted_to = read_provenance(run.folder)["data"]
+    measured = "" if clouds.name == adapted_to else f", measured on {clouds.name}"
+    return f"Adapted to {adapted_to}{measured}"
+
+
+def headline_branch(run: Run) -> str:
+    """The branch that the report is about: the points, which are exported, unless the images alone were trained."""
+    return "image" if run.config.mode == "image-only" else "point"
 
 
 def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> list[tuple[str, str]]:
@@ -84,7 +93,7 @@ def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> l
         ("Recipe, mode, seed", f"{run.config.recipe}, {run.config.mode}, {run.config.seed}"),
         (
             "Checkpoint",
-            f"{run.config.exported} of epoch {chosen + 1} of {len(records) - 1}, chosen without labels",
+            f"{run.config.exported} of epoch {chosen + 1} of {run.config.epochs}, chosen without labels",
         ),
     ]
     if center := records[-1].get("center"):  # runs of older versions did not note it
@@ -105,9 +114,7 @@ def warnings(run: Run, clouds: CloudDataset) -> list[str]:
     made = read_provenance(run.folder)
     if lying := axis_warning(made.get("up_axis_scores", {}), made.get("reading", {}).get("up_axis", "z")):
         found.append(f"{lying[0].upper()}{lying[1:]}.")
-    stopped = read_records(run.folder)[-1].get("stopped")
-    if stopped:
-        found.append(f"The run stopped itself: {stopped}.")
+    found += shortcomings(run)
     if clouds.bad:
         names = ", ".join(list(clouds.bad)[:3])
         found.append(
@@ -116,10 +123,10 @@ def warnings(run: Run, clouds: CloudDataset) -> list[str]:
     return found
 
 
-def examples(evaluation: Evaluation, clouds: CloudDataset) -> dict[str, list[Example]]:
-    """Clouds whose class changed: won and lost where there are labels, changed where there are none."""
-    before = evaluation.before["point"].argmax(axis=1)
-    after = evaluation.after["point"].argmax(axis=1)
+def examples(evaluation: Evaluation, clouds: CloudDataset, branch: str) -> dict[str, Any]:
+    """Clouds that a branch names otherwise: won and lost where there are labels, changed where there are none."""
+    before = evaluation.before[branch].argmax(axis=1)
+    after = evaluation.after[branch].argmax(axis=1)
     labels = evaluation.labels
     if labels is None:
         groups = {"changed": before != after}
@@ -140,7 +147,8 @@ def examples(evaluation: Evaluation, clouds: CloudDataset) -> dict[str, list[Exa
             clouds.ids[index],
         )
 
-    return {name: [example(row) for row in spread(np.flatnonzero(mask))] for name, mask in groups.items()}
+    shown = {name: [example(row) for row in spread(np.flatnonzero(mask))] for name, mask in groups.items()}
+    return {**shown, "totals": {name: int(mask.sum()) for name, mask in groups.items()}}
 
 
 def spread(rows: NDArray[np.intp]) -> list[int]:

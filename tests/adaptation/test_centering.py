@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from crossmost.adaptation.centering import Center, balanced_similarities, center_at, find_centers
+from crossmost.adaptation import centering
+from crossmost.adaptation.centering import (
+    Center,
+    Seen,
+    _agreement,
+    balanced_similarities,
+    center_at,
+    choose,
+    find_centers,
+)
 from crossmost.adaptation.diagnosis import Projected, classified, diagnose, project
 from crossmost.adaptation.trainer import MOVED, Trainer
 from crossmost.data.samples import PlainBatch, PointBatch, ViewBatch
@@ -263,6 +272,36 @@ def test_clouds_of_all_classes_are_named_about_the_mean(named: Student, seed: in
 def test_where_the_branches_agree_as_they_are_nothing_is_subtracted(named: Student) -> None:
     few = a_target(named, [3], shift=0.0)
     assert right_about(named, *few, "target") == ("none", 1.0)
+
+
+def test_a_few_clouds_take_the_mean(named: Student) -> None:
+    target, labels = a_target(named, [0, 1], shift=1.0)
+    few = Projected(*(part[:63] for part in target))
+    assert right_about(named, few, labels[:63], "target")[0] == "mean"
+    assert right_about(named, target, labels, "target")[0] == "balanced"
+
+
+def test_branches_that_agree_by_chance_alone_do_not_speak_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both branches name one class nearly always, each at random: they agree often, and say nothing."""
+    draw = torch.Generator().manual_seed(0)
+
+    def told(share: float) -> Seen:
+        names = (torch.rand(2000, generator=draw) > share).long()
+        similarities = torch.nn.functional.one_hot(names, 2).double()
+        return Seen(similarities.float(), similarities, 1.0)
+
+    often, evenly = ([told(share), told(share)] for share in (0.95, 0.5))
+    found = [_agreement([of.similarities for of in pair]) for pair in (evenly, often)]
+    assert found[1].share > found[0].share + 0.3
+    assert abs(found[0].beyond_chance) < 0.05
+    assert abs(found[1].beyond_chance) < 0.05
+    monkeypatch.setattr(centering, "_agreement", lambda similarities: agreements.pop(0))
+    seen = {"point": often[0], "image": often[1]}
+    places = {way: {branch: torch.zeros(2) for branch in seen} for way in ("mean", "balanced")}
+    agreements = [found[0], found[0], found[1]._replace(beyond_chance=found[0].beyond_chance - 0.01)]
+    assert choose(seen, places, torch.eye(2, dtype=torch.float64)) == "mean"
+    agreements = [found[0], found[0], found[1]._replace(beyond_chance=0.5)]
+    assert choose(seen, places, torch.eye(2, dtype=torch.float64)) == "balanced"
 
 
 def test_a_branch_alone_takes_the_mean(named: Student) -> None:

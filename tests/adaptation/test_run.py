@@ -353,6 +353,25 @@ class TestRefusals:
         with pytest.raises(InputError, match="other clouds"):
             run.resume(shapes.subset(range(20)))
 
+    def test_other_clouds_of_the_same_names_unless_the_run_is_too_old_to_know_them(
+        self,
+        tmp_path: Path,
+        folder: MakeFolder,
+        shapes: CloudDataset,
+        tiny_config: MakeConfig,
+        write_shapes: Callable[..., Path],
+        open_shapes: Callable[[Path], CloudDataset],
+    ) -> None:
+        run = folder("run").train_until(1, shapes, tiny_config())
+        other = open_shapes(write_shapes(tmp_path / "shapes.npz", seed=1))
+        assert other.ids == shapes.ids
+        with pytest.raises(InputError, match="other clouds"):
+            run.resume(other)
+        noted = json.loads((run.path / "provenance.json").read_text("utf-8"))
+        del noted["contents_sha256"]
+        (run.path / "provenance.json").write_text(json.dumps(noted), "utf-8")
+        run.resume(other)
+
     def test_a_folder_that_holds_a_run(
         self, folder: MakeFolder, finished_run: Path, shapes: CloudDataset, tiny_config: MakeConfig
     ) -> None:

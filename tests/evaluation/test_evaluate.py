@@ -112,7 +112,13 @@ class TestEvaluateRun:
     def test_without_labels(self, run: Run, shapes: CloudDataset, evaluation: Evaluation) -> None:
         found = evaluate_run(run, shapes.unlabelled(), device="cpu")
         assert found.labels is None
-        assert found.to_dict() == {"n": 24, "split": "all"}
+        said = found.to_dict()
+        assert said | {"changed": None} == {
+            "n": 24, "split": "all", "changed": None, "zero_shot": None, "adapted": None,
+        }  # fmt: skip
+        for branch, share in said["changed"].items():
+            differ = found.before[branch].argmax(1) != found.after[branch].argmax(1)
+            assert share == pytest.approx(differ.mean())
         for branch in BRANCHES:
             np.testing.assert_array_equal(found.after[branch], evaluation.after[branch])
         with pytest.raises(InputError, match="expected labels"):
@@ -225,7 +231,7 @@ class TestRunReport:
     ) -> None:
         other = open_shapes(write_shapes(tmp_path / "held-out.npz", 8, seed=5))
         text = write_run_report(run, evaluate_run(run, other, device="cpu"), other, None).read_text("utf-8")
-        assert "held-out" in text
+        assert "<h1>Adapted to shapes, measured on held-out</h1>" in text
         assert "shapes, split all, 24 clouds, without labels" in text
 
     def test_the_center_is_named_where_the_run_noted_it(self, run: Run, shapes: CloudDataset) -> None:
@@ -241,6 +247,33 @@ class TestRunReport:
             (run.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
             text = write_run_report(run, evaluation, shapes, shapes).read_text("utf-8")
             assert (said in text) if said else ("Center" not in text)
+
+    def test_of_images_alone_is_about_the_images(self, run: Run, shapes: CloudDataset) -> None:
+        alone = replace(run, config=run.config.model_copy(update={"mode": "image-only"}))
+        text = write_run_report(alone, evaluate_run(run, shapes, device="cpu"), shapes, None).read_text(
+            "utf-8"
+        )
+        assert "Images: top-1 accuracy" in text
+        assert "By what is said of the images." in text
+        assert "the point encoder, which export takes, is that of the base" in text
+
+    def test_an_interrupted_run_says_so(self, run: Run, shapes: CloudDataset) -> None:
+        half = replace(run, config=run.config.model_copy(update={"epochs": 40}))
+        text = write_run_report(half, evaluate_run(run, shapes, device="cpu"), shapes, None).read_text(
+            "utf-8"
+        )
+        done = len((run.folder / "metrics.jsonl").read_text("utf-8").splitlines()) - 1
+        assert f"The run was interrupted after {done} of 40 epochs" in text
+        assert "of 40, chosen without labels" in text
+
+    def test_how_many_clouds_changed_is_said_where_not_all_are_shown(
+        self, run: Run, evaluation: Evaluation, shapes: CloudDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flipped = replace(evaluation, before={name: p[:, ::-1] for name, p in evaluation.after.items()})
+        monkeypatch.setattr("crossmost.evaluation.run_report.MOST_EXAMPLES", 3)
+        text = write_run_report(run, flipped, shapes, None).read_text("utf-8")
+        won = (flipped.after["point"].argmax(1) == flipped.labels).sum()
+        assert f"3 of {won} are shown, spread evenly over them." in text
 
     def test_skipped_files_and_a_stop_are_warned_of(self, run: Run, damaged: CloudDataset) -> None:
         lines = (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()

@@ -155,13 +155,36 @@ def test_compare_counts_cloud_by_cloud(seed):
     assert found.histogram_after.tolist() == metrics.class_histogram(after).tolist()
     assert found.confidence_before == pytest.approx(np.mean([max(row) for row in before]))
     paired = [float(new == truth) - float(old == truth) for old, new, truth in pairs]
-    assert found.margin == pytest.approx(1.96 * np.std(paired) / math.sqrt(len(paired)))
+    # Agresti and Min: half a cloud more in each of the four cells, two clouds in all.
+    padded = np.concatenate([paired, [1.0, -1.0, 0.0, 0.0]])
+    weights = np.concatenate([np.ones(len(paired)), [0.5] * 4])
+    spread = math.sqrt(np.average(padded**2, weights=weights) - np.average(padded, weights=weights) ** 2)
+    assert found.margin == pytest.approx(1.96 * spread / math.sqrt(len(paired) + 2))
+
+
+def moved(won: int, lost: int, n: int) -> metrics.Change:
+    right, wrong = [0.9, 0.1], [0.1, 0.9]
+    before = [wrong] * won + [right] * (n - won)
+    after = [right] * won + [wrong] * lost + [right] * (n - won - lost)
+    return metrics.compare(before, after, [0] * n)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "n", "p"),
+    [(4, 0, 4, 0.125), (4, 0, 60, 0.125), (3, 0, 10, 0.25), (10, 1, 60, 2 * 12 / 2**11), (0, 0, 5, 1.0)],
+)
+def test_a_few_clouds_that_all_go_one_way_leave_doubt(won: int, lost: int, n: int, p: float) -> None:
+    found = moved(won, lost, n)
+    assert (found.won, found.lost) == (won, lost)
+    assert found.p_value == pytest.approx(p)
+    assert found.margin is not None
+    assert found.margin > 0.02
 
 
 def test_compare_without_labels_says_nothing_about_right_and_wrong():
     found = metrics.compare([[1.0, 0.0]], [[0.0, 1.0]])
     assert (found.n, found.changed) == (1, 1)
-    assert found.won is found.lost is found.margin is None
+    assert found.won is found.lost is found.margin is found.p_value is None
 
 
 TWO = [[0.5, 0.5], [0.25, 0.75]]

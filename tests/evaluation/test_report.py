@@ -101,6 +101,7 @@ def full(labelled, labels):
         provenance=[("data", FILE), ("sha256", "ab" * 32)],
         training=records(),
         won=examples(30),
+        totals={"won": 42},
         lost=examples(2),
         warnings=[f"collapse of {HOSTILE}"],
     )
@@ -137,7 +138,7 @@ def test_headings_and_alternative_texts(tmp_path, full):
     page = read(tmp_path, full)
     assert len(page.all("h1")) == 1
     pictures = page.all("img")
-    assert len(pictures) == 26
+    assert len(pictures) == 32
     assert all(HOSTILE in picture["alt"] and "mug" in picture["alt"] for picture in pictures)
     drawings = page.all("svg")
     assert len(drawings) == 3 + 3 + 3  # over time, loss terms, reliability of the branches
@@ -185,7 +186,7 @@ def test_won_and_lost_are_counted(tmp_path, full):
     assert "30 won" in page.of_class("gain")
     assert "0 lost" in page.plain()
     assert "10 lost" in page.of_class("loss")
-    assert "The first 24 of 30 are shown." in page.plain()
+    assert "30 of 42 are shown, spread evenly over them." in page.plain()
 
 
 def test_provenance_and_what_labels_were_for(tmp_path, full, labelled):

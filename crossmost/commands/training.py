@@ -75,7 +75,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
-    workers: Workers = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read and augment; default: none on a CPU, up to 8 beside a GPU."),
+    ] = None,
     split: Split = None,
     up_axis: UpAxis = "z",
     columns: Columns = None,

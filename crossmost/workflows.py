@@ -42,6 +42,7 @@ from crossmost.checkpoints.run import (
 from crossmost.config import TrainConfig, fit_to_base
 from crossmost.data.dataset import CloudDataset, open_dataset
 from crossmost.data.folder import FolderSource, is_split
+from crossmost.data.inspection import lost_labels
 from crossmost.data.reading import Reading
 from crossmost.data.samples import spread, views_of
 from crossmost.data.views import contact_sheet
@@ -244,6 +245,8 @@ def _open_part(reading: Reading, data: Path, card: PointCard, split: str | None,
     clouds = reading.open(data, card, split)
     for line in clouds.left_out:
         typer.echo(line, err=True)
+    if reading.labels and (lost := lost_labels(clouds)):
+        typer.echo(lost, err=True)
     if split is None and {"train", "test"} <= set(clouds.splits):
         return reading.open(data, card, part)
     return clouds

@@ -177,3 +177,32 @@ def test_an_output_that_nobody_reads_any_more_is_no_error() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_a_run_is_no_folder_of_clouds(run: Path, tmp_path: Path) -> None:
+    lines = invoke("inspect", run).stdout
+    for said in (
+        "Trained on",
+        "lying, split all, 24 clouds, without labels",
+        "Recipe, mode, seed",
+        "report.html",
+    ):
+        assert said in lines
+    facts = json.loads(invoke("inspect", run, "--json").stdout)
+    assert facts["Options"]["epochs"] == 1
+    assert facts["Measured"]["n"] == 24
+    assert len(facts["Classes"]) == 4
+    drawn = invoke("render", run, "--out", tmp_path / "sheet.png")
+    assert drawn.exit_code == 2
+    assert "found a run" in drawn.stderr
+
+
+def test_one_stray_cloud_that_costs_the_labels_is_told(run: Path, shapes_file: Path, tmp_path: Path) -> None:
+    with np.load(shapes_file) as stored:
+        for index, (cloud, label) in enumerate(zip(stored["points"], stored["labels"], strict=True)):
+            folder = tmp_path / "labelled" / str(stored["class_names"][label])
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / f"{index}.npy", cloud)
+        np.save(tmp_path / "labelled" / "background.npy", stored["points"][0])
+    result = invoke("eval", run, tmp_path / "labelled", "--up-axis", "z")
+    assert "no labels: 1 of 25 clouds lie outside the class folders" in result.stderr

@@ -10,11 +10,17 @@ import typer
 
 from crossmost.commands.app import command
 from crossmost.commands.options import Columns, Json, Split, UpAxis
+from crossmost.errors import InputError
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a folder holds a run: asked here without torch, which a robot's `inspect` has not."""
+    return all((path / name).is_file() for name in ("config.yaml", "classes.npz", "provenance.json"))
 
 
 @command(epilog="Example: `crossmost inspect scans/ --up-axis y`")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A cloud, a mesh, a dataset or a bundle.")],
+    path: Annotated[Path, typer.Argument(help="A cloud, a mesh, a dataset, a run or a bundle.")],
     split: Split = None,
     up_axis: UpAxis = "z",
     columns: Columns = None,
@@ -23,11 +29,16 @@ def inspect(
     ] = 1024,
     as_json: Json = False,
 ) -> None:
-    """Say what a bundle is, or what is in a cloud or dataset and what about it would make accuracy bad."""
+    """Say what a bundle or a run is, or what is in a cloud or dataset and what about it would make accuracy bad."""
     if (path / "manifest.json").is_file():
         from crossmost.runtime.bundle_summary import describe, summarize
 
         typer.echo(json.dumps(describe(path)) if as_json else "\n".join(summarize(path)))
+        return
+    if holds_run(path):
+        from crossmost.run_summary import describe_run, summarize_run
+
+        typer.echo(json.dumps(describe_run(path)) if as_json else "\n".join(summarize_run(path)))
         return
     from crossmost.data.inspection import inspect_path
 
@@ -56,6 +67,10 @@ def render(
     columns: Columns = None,
 ) -> None:
     """Draw views as training does, as one contact sheet; --points of the base's N gives the very same clouds."""
+    if holds_run(path):
+        raise InputError(
+            f"{path}: expected clouds to draw, found a run: its report.html shows some of its own"
+        )
     from crossmost import workflows
 
     workflows.render(

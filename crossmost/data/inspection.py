@@ -192,10 +192,17 @@ def _set_warnings(dataset: CloudDataset, up: UpGuess) -> list[str]:
         few, many = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
         found = f"{counts[many]} {many}, {counts[few]} {few}"
         warnings.append(f"classes are unbalanced ({found}): read the accuracy per class")
-    below = Counter("/" in one for one in dataset.ids)
-    if dataset.labels is None and below[True] and below[False]:
-        warnings.append(f"no labels: {below[False]} of {len(dataset)} clouds lie outside the class folders")
+    if lost := lost_labels(dataset):
+        warnings.append(lost)
     return warnings
+
+
+def lost_labels(dataset: CloudDataset) -> str | None:
+    """One line where clouds outside the class folders leave a data set without labels."""
+    below = Counter("/" in one for one in dataset.ids)
+    if dataset.labels is None and isinstance(dataset.source, FolderSource) and below[True] and below[False]:
+        return f"no labels: {below[False]} of {len(dataset)} clouds lie outside the class folders"
+    return None
 
 
 def _folder_warnings(dataset: CloudDataset, source: FolderSource) -> list[str]:
@@ -231,7 +238,9 @@ def _cloud_warnings(facts: list[CloudFacts], dataset: CloudDataset) -> list[str]
     floors = sum(one.floor for one in facts)
     warnings = []
     if sparse > total / 2:
-        warnings.append(f"{sparse} of {total} clouds have fewer than the encoder's {wanted} points")
+        warnings.append(
+            f"{sparse} of {total} clouds have fewer than {wanted} points (--points: your encoder's)"
+        )
     if tiny:
         warnings.append(
             f"{tiny} clouds have fewer than {least} points, which are repeated: hard to tell apart"

@@ -81,11 +81,15 @@ def headline_branch(run: Run) -> str:
 
 def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> list[tuple[str, str]]:
     """Where the figures come from."""
-    made = read_provenance(run.folder)
-    records = read_records(run.folder)
-    chosen = records[-1]["chosen_epoch"]
+    measured = f"{clouds.name}, split {evaluation.split}, {len(evaluation.index)} clouds"
+    return [("Evaluated on", measured), *run_rows(run)]
+
+
+def run_rows(run: Run) -> list[tuple[str, str]]:
+    """Where a run comes from."""
+    made, records = read_provenance(run.folder), read_records(run.folder)
+    chosen = records[-1]["chosen_epoch"] + 1
     rows = [
-        ("Evaluated on", f"{clouds.name}, split {evaluation.split}, {len(evaluation.index)} clouds"),
         ("Trained on", f"{made['data']}, split {made['split']}, {made['clouds']} clouds, without labels"),
         ("Base", f"{made['base']} (sha256 {made['base_sha256'][:12]})"),
         ("Text embeddings", run.vocabulary.tag or "no tag"),
@@ -93,7 +97,7 @@ def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> l
         ("Recipe, mode, seed", f"{run.config.recipe}, {run.config.mode}, {run.config.seed}"),
         (
             "Checkpoint",
-            f"{run.config.exported} of epoch {chosen + 1} of {run.config.epochs}, chosen without labels",
+            f"{run.config.exported} of epoch {chosen} of {run.config.epochs}, chosen without labels",
         ),
     ]
     if center := records[-1].get("center"):  # runs of older versions did not note it

@@ -104,7 +104,7 @@ def test_a_y_up_look_is_warned_of_and_gone_with_the_right_axis(tmp_path: Path) -
 
 def test_too_few_points_for_the_card(tmp_path: Path) -> None:
     folder = save(tmp_path, ball(0, 300), ball(1, 300), ball(2, 40))
-    assert warned(folder, "3 of 3 clouds have fewer than 1024 points (--points: your encoder's)")
+    assert warned(folder, "3 of 3 clouds have fewer than 1024 points")
     assert warned(folder, "1 clouds have fewer than 64 points")
     assert not warned(folder, "fewer than", points=256, least=32)
 

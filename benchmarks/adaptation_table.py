@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from adaptation_rows import (
+    BALANCED,
     BRANCHES,
     MAIN,
     READ_FROM_TEACHER,
@@ -87,7 +88,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main_table(results: Sequence[Result], pair: str) -> str:
     """Every way to adapt, each branch alone and both together."""
-    lines = lines_of(results, pair, [row.name for row in (*MAIN, *WITHOUT)])
+    lines = lines_of(results, pair, [row.name for row in (*MAIN, *WITHOUT, BALANCED)])
     rows = [
         [
             TITLES[name],

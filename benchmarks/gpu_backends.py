@@ -153,7 +153,7 @@ def check_launches(classifier: Classifier, before: int | None, calls: int) -> It
     if before is None or now is None:
         return
     launches = now - before
-    failure = "" if launches else "expected launches of CUDA graphs, found none"
+    failure = "" if launches >= calls else f"expected a CUDA graph for every call, found {launches}"
     name = f"{classifier.info()['backend']}: CUDA graphs over {calls} calls"
     yield Check(name, failure, {"launches": launches}, f"{launches} launches")
 

@@ -25,7 +25,15 @@ NOTHING_UNKNOWN = (
     "with these classes no cloud will be unknown: the threshold was found with the bundle's own, all of them"
 )
 
+SAME = 1e-4
+"""Class vectors that differ by less in every number give the same similarities."""
+
 Classes = Iterable[str] | Vocabulary | ClassBank | str | os.PathLike[str]
+
+
+def needed(manifest: Manifest) -> set[str]:
+    """The files that a classifier opens at once: engines and text encoder are large, and opened where they are used."""
+    return {name for name in manifest.files if not name.startswith(("engines/", *TEXT_FILES))}
 
 
 class ClassChoice:
@@ -107,8 +115,16 @@ class ClassChoice:
 
     def _like_own(self, vocabulary: Vocabulary) -> ClassBank:
         """Text embeddings with what training and calibration found about any class."""
-        lengths = np.full(len(vocabulary), np.median(self.own.lengths), np.float32)
-        return ClassBank(vocabulary, lengths, self.own.temperature, *self._threshold(vocabulary.names))
+        own = self.own
+        lengths = np.full(len(vocabulary), np.median(own.lengths), np.float32)
+        threshold = self._threshold(vocabulary.names)
+        if (
+            threshold[0] is not None
+        ):  # it holds for the vectors that it was found with, which training may have moved
+            rows = vocabulary.select(own.vocabulary.names).embeddings
+            if not (np.allclose(rows, own.vocabulary.embeddings, atol=SAME) and np.ptp(own.lengths) < SAME):
+                threshold = None, ""
+        return ClassBank(vocabulary, lengths, own.temperature, *threshold)
 
     def _threshold(self, names: tuple[str, ...]) -> tuple[float | None, str]:
         """The threshold of `unknown` and its rule: they hold for all of the bundle's classes, in any order."""

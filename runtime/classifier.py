@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.backend import Backend
-from crossmost.runtime.class_choice import CLASSES, TEXT_FILES, ClassChoice, Classes
+from crossmost.runtime.class_choice import CLASSES, ClassChoice, Classes, needed
 from crossmost.runtime.clouds_in import CloudsIn, Prepared, split_clouds
 from crossmost.runtime.judge import Judge
 from crossmost.runtime.manifest import Manifest, check_files, load_manifest
@@ -105,9 +105,9 @@ class Classifier:
         wish = Wish(backend, device, threads, rebuild)
         manifest = load_manifest(folder)
         clouds_in = CloudsIn(manifest.encoder, up_axis)
-        # Engines and the text encoder are large: whoever opens one of them compares its digest.
-        now = {name for name in manifest.files if not name.startswith(("engines/", *TEXT_FILES))}
-        check_files(folder, manifest, {CLASSES, GRAPH, *now})
+        check_files(
+            folder, manifest, {CLASSES, GRAPH, *needed(manifest)}
+        )  # whoever opens another compares its digest
         choice = ClassChoice(folder, manifest, threads)
         return cls(folder, manifest, select_backend(folder, manifest, wish), choice, clouds_in, cache)
 

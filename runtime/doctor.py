@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from crossmost.runtime.class_choice import CLASSES, ClassChoice
+from crossmost.runtime.class_choice import CLASSES, ClassChoice, needed
 from crossmost.runtime.cuda_driver import CudaDriver, probe_cuda
 from crossmost.runtime.engine_cache import cache_folder
 from crossmost.runtime.manifest import InvalidBundle, Manifest, check_files, load_manifest
@@ -144,7 +144,8 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
     if bundle is None or manifest is None:
         return Diagnosis(tuple(findings))
     files = _files(bundle, manifest)
-    return Diagnosis((*findings, files), _choose(bundle) if files.state == "ok" else Choice("", DAMAGED))
+    choice = _choose(bundle) if files.state == "ok" else Choice("", DAMAGED)
+    return Diagnosis((*findings, files, *_beside(bundle, manifest)), choice)
 
 
 def installed() -> dict[str, str]:
@@ -240,7 +241,7 @@ def _cache() -> Finding:
 def _files(bundle: Path, manifest: Manifest) -> Finding:
     """Whether the classifier would take them."""
     try:
-        check_files(bundle, manifest, {CLASSES, GRAPH, *manifest.files})
+        check_files(bundle, manifest, {CLASSES, GRAPH, *needed(manifest)})
         ClassChoice(bundle, manifest, None)
     except (InvalidBundle, InvalidVocabulary) as error:
         return Finding("bundle", "bad", str(error))
@@ -248,6 +249,15 @@ def _files(bundle: Path, manifest: Manifest) -> Finding:
     return Finding(
         "bundle", "ok", f"{bundle}: {manifest.encoder.name}, {manifest.precision}, {engines} engines, intact"
     )
+
+
+def _beside(bundle: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Engines and text encoder, which the classifier does without."""
+    for name in sorted(set(manifest.files) - needed(manifest)):
+        try:
+            check_files(bundle, manifest, [name])
+        except InvalidBundle as error:
+            yield Finding("beside it", "bad", f"{error}; the bundle works without it")
 
 
 def _choose(bundle: Path) -> Choice:

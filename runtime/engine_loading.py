@@ -73,8 +73,7 @@ class LoadedEngine:
             self.compiled.keep()
 
     def close(self) -> None:
-        """Keep what was compiled and let TensorRT free the engine; its contexts are gone, the GPU's is current."""
-        self.keep_compiled()
+        """Let TensorRT free the engine; its contexts are gone, the GPU's is current."""
         self.compiled = self.config = self.engine = self.runtime = None
 
     def failed(self, what: str) -> EngineFailed:

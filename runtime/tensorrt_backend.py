@@ -146,6 +146,11 @@ class TensorRtBackend:
             return
         opened, self._opened = self._opened, None
         if opened is not None:
+            with (
+                suppress(CudaError),
+                self._device.current(),
+            ):  # a file may be waited for: nobody else is to wait too
+                opened.engine.keep_compiled()
             self._in_context(opened.engine.close)
         self._in_context(self._kernels.close)
         self._device.close()
@@ -162,14 +167,17 @@ class TensorRtBackend:
 
     def _first_failure(self) -> str:
         """Why a cloud cannot be embedded; "" where it can."""
-        cloud = np.zeros((self._least, self._encoder.channels), np.float32)
-        with self._device.current():  # TensorRT's objects may hang on the error alone, which ends here
-            try:
-                for _ in range(2):
-                    self.embed([cloud])
-            except Exception as error:  # a vendor's library may raise anything
-                return " ".join(str(error).split()) or type(error).__name__
-        return ""
+        cloud, why = np.zeros((self._least, self._encoder.channels), np.float32), ""
+        try:
+            with self._device.current():  # TensorRT's objects may hang on the error alone, which ends here
+                try:
+                    for _ in range(2):
+                        self.embed([cloud])
+                except Exception as error:  # a vendor's library may raise anything
+                    why = " ".join(str(error).split()) or type(error).__name__
+        except CudaError as error:  # the context itself has gone
+            return why or str(error)
+        return why
 
     def _check(self, clouds: Sequence[NDArray[np.float32]]) -> None:
         """The kernels trust sizes, and a float64 would be read as two numbers."""

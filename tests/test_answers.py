@@ -127,7 +127,8 @@ class TestPredict:
         done = crossmost(
             "predict", bundle("fp32"), folder, "--classes", finished_run / "classes.npz", "--json"
         )
-        assert done.stderr == ""
+        # Training has moved the class vectors that the threshold was found with.
+        assert done.stderr.count("no cloud will be unknown") == 1
         for line, expected in zip(done.stdout.splitlines(), own.stdout.splitlines(), strict=True):
             assert json.loads(line)["score"] == pytest.approx(json.loads(expected)["score"], abs=0.1)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from crossmost.runtime.class_bank import ClassBank
-from crossmost.runtime.class_choice import ClassChoice
+from crossmost.runtime.class_choice import NOTHING_UNKNOWN, ClassChoice
 from crossmost.runtime.manifest import InvalidBundle, load_manifest
 from crossmost.runtime.text_encoder import InvalidTextEncoder, TextEncoder
 from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary
@@ -127,10 +127,16 @@ def test_a_vocabulary_gets_the_calibration_of_the_bundle(calibrated, tmp_path, h
     assert (bank.unknown_similarity, bank.unknown_rule) == (None, "")
 
 
-def test_a_vocabulary_of_all_its_own_names_keeps_the_threshold(calibrated):
-    names = calibrated.own.vocabulary.names[::-1]
-    bank = calibrated.bank(Vocabulary.create(names, np.eye(4, 16), logit_scale=100.0))
+def test_the_threshold_is_kept_by_the_very_vectors_it_was_found_with(calibrated):
+    calibrated.own = replace(calibrated.own, lengths=np.ones(4, np.float32))
+    own = calibrated.own.vocabulary
+    same = Vocabulary.create(own.names[::-1], own.embeddings[::-1], logit_scale=100.0)
+    bank = calibrated.bank(same)
     assert (bank.unknown_similarity, bank.unknown_rule) == (0.3, "rule")
+    other = calibrated.bank(Vocabulary.create(own.names, np.eye(4, 16), logit_scale=100.0))
+    assert (other.unknown_similarity, calibrated.note(other)) == (None, NOTHING_UNKNOWN)
+    calibrated.own = replace(calibrated.own, lengths=np.array([1, 2, 3, 10], np.float32))
+    assert calibrated.bank(same).unknown_similarity is None
     assert calibrated.note(bank) == ""
 
 

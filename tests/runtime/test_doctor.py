@@ -38,10 +38,10 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, *more: str) -> None:
     """Of the files as they are."""
     encoder = Encoder("tiny", 64, 8, 4, 3, "z", 0.4, 3)
-    files = {name: hash_file(folder / name) for name in ("encoder.onnx", "classes.npz")}
+    files = {name: hash_file(folder / name) for name in ("encoder.onnx", "classes.npz", *more)}
     manifest = Manifest(1, "0.1.0", encoder, "fp32", 18, 10, files)
     (folder / "manifest.json").write_text(json.dumps(manifest.to_dict()))
 
@@ -199,6 +199,19 @@ def test_a_damaged_bundle_is_a_fault_and_a_missing_one_an_error(machine, bundle,
     assert not found.usable
     with pytest.raises(InvalidBundle):
         diagnose(tmp_path / "none")
+
+
+def test_a_damaged_file_that_the_classifier_does_without_is_told_and_no_obstacle(machine, bundle):
+    (bundle / "text_encoder.onnx").write_bytes(b"graph")
+    write_manifest(bundle, "text_encoder.onnx")
+    (bundle / "text_encoder.onnx").write_bytes(b"other")
+    machine(selection={"used": "onnxruntime-cpu", "why": "it would run", "refused": {}})
+    found = diagnose(bundle)
+    assert states(found, "bundle")[0][0] == "ok"
+    ((state, text),) = states(found, "beside it")
+    assert state == "bad"
+    assert "text_encoder.onnx" in text
+    assert found.usable
 
 
 def test_a_bundle_that_the_classifier_would_refuse_is_a_fault(machine, bundle):

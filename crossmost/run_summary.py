@@ -38,7 +38,7 @@ def summarize_run(folder: Path) -> list[str]:
     warnings, reports = facts.pop("Warnings"), facts.pop("Reports")
     lines = [f"{name:<20} {value}" for name, value in facts.items()]
     lines.append(f"{'classes':<20} {len(names)}: {' '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
-    if measured and measured["zero_shot"]:
+    if measured and measured.get("zero_shot"):
         shares = (
             f"{branch} {before:.1%} -> {measured['adapted'][branch]:.1%}"
             for branch, before in measured["zero_shot"].items()

@@ -79,14 +79,14 @@ def load_exportable(path: Path, classes: Callable[[str], ClassBank] | None) -> E
 
 def _from_run(folder: Path) -> Exportable:
     run = load_run(folder)
-    network, last = run.adapted, read_records(folder)[-1]
+    network, last = run.adapted, (read_records(folder) or [{}])[-1]
     provenance = {
         "kind": "run",
         "network": run.config.exported,
         "recipe": run.config.recipe,
         "mode": run.config.mode,
         "center": last.get("center", run.config.center),
-        "epochs": {"done": last["epoch"] + 1, "planned": run.config.epochs},
+        "epochs": {"done": last["epoch"] + 1 if last else None, "planned": run.config.epochs},
         "text": run.architecture.text,
         "training": read_provenance(folder),
         "weights_sha256": hash_file(folder / f"{run.config.exported}.safetensors").sha256,

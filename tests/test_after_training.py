@@ -206,3 +206,19 @@ def test_one_stray_cloud_that_costs_the_labels_is_told(run: Path, shapes_file: P
         np.save(tmp_path / "labelled" / "background.npy", stored["points"][0])
     result = invoke("eval", run, tmp_path / "labelled", "--up-axis", "z")
     assert "no labels: 1 of 25 clouds lie outside the class folders" in result.stderr
+
+
+def test_a_run_without_its_log_is_exported_all_the_same(run: Path, tmp_path: Path) -> None:
+    (run / METRICS).unlink()
+    result = invoke("export", run, "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.stderr
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["provenance"]["epochs"] == {"done": None, "planned": 1}
+    assert "teacher of epoch ? of 1" in invoke("inspect", run).stdout
+
+
+def test_a_run_that_an_older_version_measured_without_labels_is_summed_up(run: Path) -> None:
+    (run / "evaluation.json").write_text(json.dumps({"n": 24, "split": "all"}))
+    result = invoke("inspect", run)
+    assert result.exit_code == 0, result.stderr
+    assert "last measured" not in result.stdout

@@ -166,14 +166,16 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, that before training first."""
+    """The records of metrics.jsonl, that before training first; none where the file is not there."""
+    if not (folder / METRICS).is_file():
+        return []
     return [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
 
 
 def shortcomings(run: Run) -> list[str]:
     """What whoever measures or exports a run should know first, a sentence each."""
-    found, last = [], read_records(run.folder)[-1]
-    done = last["epoch"] + 1
+    found, last = [], (read_records(run.folder) or [{}])[-1]
+    done = last.get("epoch", run.config.epochs) + 1
     if done < run.config.epochs and not last.get("stopped"):
         found.append(
             f"The run was interrupted after {done} of {run.config.epochs} epochs: --resume goes on with it."

@@ -140,9 +140,9 @@ def _face_colors(part: Any, faces: NDArray[Any], barycentric: NDArray[np.float64
         if visual.uv is not None:
             corners = np.asarray(visual.uv)[part.faces[faces]]
             colors = visual.material.to_color(np.einsum("nc,ncd->nd", barycentric, corners))
-        # A material without a texture has one colour for all of it.
-        rgb = np.asarray(visual.material.main_color if colors is None else colors)[..., :3]
-        tint = _tint(visual.material)
+        if colors is None:  # a material without a texture has one colour for all of it
+            return np.asarray(visual.material.main_color)[..., :3]
+        rgb, tint = np.asarray(colors)[..., :3], _tint(visual.material)
         return rgb if tint is None else rgb * (tint / 255.0)
     if visual.kind == "vertex":
         corners = visual.vertex_colors[part.faces[faces]][..., :3]

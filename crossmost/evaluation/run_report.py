@@ -87,8 +87,8 @@ def provenance_rows(run: Run, evaluation: Evaluation, clouds: CloudDataset) -> l
 
 def run_rows(run: Run) -> list[tuple[str, str]]:
     """Where a run comes from."""
-    made, records = read_provenance(run.folder), read_records(run.folder)
-    chosen = records[-1]["chosen_epoch"] + 1
+    made, last = read_provenance(run.folder), (read_records(run.folder) or [{}])[-1]
+    chosen = last["chosen_epoch"] + 1 if last else "?"
     rows = [
         ("Trained on", f"{made['data']}, split {made['split']}, {made['clouds']} clouds, without labels"),
         ("Base", f"{made['base']} (sha256 {made['base_sha256'][:12]})"),
@@ -100,7 +100,7 @@ def run_rows(run: Run) -> list[tuple[str, str]]:
             f"{run.config.exported} of epoch {chosen} of {run.config.epochs}, chosen without labels",
         ),
     ]
-    if center := records[-1].get("center"):  # runs of older versions did not note it
+    if center := last.get("center"):  # runs of older versions did not note it
         by = "chosen without labels: " if run.config.center == "target" else ""
         rows.append(("Center", f"{by}{CENTERS[center]}"))
     return [*rows, ("crossmost", made["crossmost"])]

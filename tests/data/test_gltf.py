@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import trimesh
 
+from crossmost.data.meshes import _face_colors
 from crossmost.data.readers import read_cloud
 from crossmost.errors import InputError
 
@@ -134,6 +135,18 @@ def test_the_first_version_of_the_format_is_told_apart(tmp_path: Path) -> None:
     write_glb(tmp_path / "a.glb", {}, version=1)
     with pytest.raises(InputError, match="expected glTF 2, found version 1"):
         read_cloud(tmp_path / "a.glb")
+
+
+def test_without_texture_coordinates_the_colour_of_the_material_counts_once(tmp_path: Path) -> None:
+    from PIL import Image
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    mesh = trimesh.Trimesh(CORNERS.astype(float), FACES.reshape(2, 3), process=False)
+    picture = Image.new("RGB", (8, 8), (255, 255, 255))
+    mesh.visual = TextureVisuals(material=PBRMaterial(baseColorFactor=[128] * 4, baseColorTexture=picture))
+    found = _face_colors(mesh, np.array([0, 1]), np.full((2, 3), 1 / 3))
+    np.testing.assert_allclose(found, np.full((2, 3), 128))
 
 
 def test_a_texture_is_multiplied_with_the_colour_of_its_material(tmp_path: Path) -> None:

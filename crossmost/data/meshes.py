@@ -133,7 +133,7 @@ def _sample(solids: list[Any], samples: int, rng: np.random.Generator) -> Cloud 
 
 
 def _face_colors(part: Any, faces: NDArray[Any], barycentric: NDArray[np.float64]) -> NDArray[Any] | None:
-    """Colours 0..255 at points given by face and barycentric coordinates, (n, 3), or None."""
+    """Colours 0..255 at points given by face and barycentric coordinates, (n, 3), one for all (3,), or None."""
     visual = part.visual
     if visual.kind == "texture":
         colors = None

@@ -146,7 +146,7 @@ def test_without_texture_coordinates_the_colour_of_the_material_counts_once(tmp_
     picture = Image.new("RGB", (8, 8), (255, 255, 255))
     mesh.visual = TextureVisuals(material=PBRMaterial(baseColorFactor=[128] * 4, baseColorTexture=picture))
     found = _face_colors(mesh, np.array([0, 1]), np.full((2, 3), 1 / 3))
-    np.testing.assert_allclose(found, np.full((2, 3), 128))
+    np.testing.assert_allclose(found, [128, 128, 128])
 
 
 def test_a_texture_is_multiplied_with_the_colour_of_its_material(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def explained_yaml(config: TrainConfig) -> str:
-    """The same with what each option means and may be, as comments."""
+    """The whole configuration as YAML, with what each option means and may be as comments."""
     lines = []
     for name, value in config.model_dump(mode="json").items():
         field = TrainConfig.model_fields[name]

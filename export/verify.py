@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from crossmost.adaptation.devices import cpu_threads
 from crossmost.export.comparison import Subject, embedding_checks
 from crossmost.export.departure import (
     TOLERANCES,
@@ -203,7 +203,7 @@ def verify(
     """
     started = time.perf_counter()
     fed = feed_clouds(clouds, encoder.card)
-    with torch_threads(threads), tempfile.TemporaryDirectory() as folder:
+    with cpu_threads(threads), tempfile.TemporaryDirectory() as folder:
         verification = Verification(encoder, head, precision, class_bank, fed, batches, threads)
         comparisons = verification.comparisons(bundle, Path(folder))
         checks: list[Check] = []
@@ -249,14 +249,3 @@ def accuracies(
         for name, rows in embeddings.items()
         if rows is not None
     }
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many threads; None changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -146,10 +146,8 @@ class TensorRtBackend:
             return
         opened, self._opened = self._opened, None
         if opened is not None:
-            with (
-                suppress(CudaError),
-                self._device.current(),
-            ):  # a file may be waited for: nobody else is to wait too
+            # Not in `_in_context`: a file may be waited for, and nobody else is to wait too.
+            with suppress(CudaError), self._device.current():
                 opened.engine.keep_compiled()
             self._in_context(opened.engine.close)
         self._in_context(self._kernels.close)

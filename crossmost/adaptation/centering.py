@@ -31,7 +31,7 @@ SMALLEST_LENGTH = 1e-12
 SMALLEST_LEFT = 1e-3
 """Clouds that are all but equal have no center worth subtracting: rounding would be left of them."""
 TURNS = 50
-"""At most so many turns between labels and balanced centers; most targets need fewer than twenty."""
+"""At most so many turns between labels and balanced centers: they may go round in a circle."""
 RIDGE = 0.01
 """Keeps class names that mean almost the same from asking for a center far away."""
 ENOUGH = 64

@@ -121,6 +121,18 @@ class Words:
         named = self.classes is not None and self.classes.endswith(".npz")
         return Path(str(self.classes)) if named else self.vocabulary
 
+    def refuse_unused_tower(self, *, weights_used: bool = False) -> None:
+        """Say so where a text tower is named and nothing would be embedded with it.
+
+        Args:
+            weights_used: whether --clip-weights are those of an image tower too.
+
+        Raises:
+            InputError: --clip or --clip-weights beside a ready-made vocabulary.
+        """
+        if self.ready_made and (self.clip or (self.clip_weights and not weights_used)):
+            raise InputError("--clip names a text tower, and the vocabulary needs none: leave it out")
+
     def tower(self, text_tag: str | None) -> tuple[str, str | None]:
         """The text tower's name and weights: what was given, or the tag of what the base was aligned with.
 
@@ -150,6 +162,7 @@ def start_training(
 ) -> Evaluation:
     """Adapt, evaluate, report."""
     check_folder(out)
+    words.refuse_unused_tower()
     if ignore_labels:
         reading = replace(reading, labels=False)
     architecture = load_architecture(base)
@@ -418,6 +431,7 @@ def make_base(
         InputError: a place where it cannot be written, before anything is read; clouds, captions or options of no use.
         WorkFailed: the base cannot be written.
     """
+    words.refuse_unused_tower(weights_used=image != "tiny")
     given: list[Path | str | None] = [
         data, captions, words.vocabulary, words.classes, words.clip_weights,
     ]  # fmt: skip

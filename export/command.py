@@ -45,6 +45,8 @@ def export_bundle(
         InputError: something of it cannot be used.
         WorkFailed: verification failed, or the bundle cannot be written.
     """
+    if not text_encoder:
+        words.refuse_unused_tower()
     named = words.classes or words.vocabulary
     source = load_exportable(path, words.bank if named else None)
     for line in source.shortcomings:

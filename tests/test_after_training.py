@@ -139,14 +139,18 @@ def test_an_unfinished_run_says_so_wherever_it_is_used(run: Path, lying_file: Pa
     assert manifest["provenance"]["center"] == center
 
 
+@pytest.mark.parametrize("option", ["--vocabulary", "--classes"])
+@pytest.mark.parametrize("tower", ["--clip", "--clip-weights"])
+@pytest.mark.parametrize("command", ["train", "pretrain", "export"])
 def test_a_text_tower_beside_a_vocabulary_is_refused(
-    tmp_path: Path, shapes_file: Path, tiny_base: Path, vocabulary_file: Path
+    tmp_path: Path, shapes_file: Path, tiny_base: Path, vocabulary_file: Path, command: str, option: str, tower: str
 ) -> None:
-    given = ("--base", tiny_base, "--vocabulary", vocabulary_file, "--clip", "ViT-B-32")
-    result = invoke("train", shapes_file, *given, "--out", tmp_path / "run")
+    read = {"train": (shapes_file, "--base", tiny_base), "pretrain": (shapes_file,), "export": (tiny_base,)}
+    out = tmp_path / ("base.safetensors" if command == "pretrain" else "out")
+    result = invoke(command, *read[command], option, vocabulary_file, tower, "ViT-B-32", "--out", out)
     assert result.exit_code == 2
     assert "the vocabulary needs none: leave it out" in result.stderr
-    assert not (tmp_path / "run").exists()
+    assert not out.exists()
 
 
 def test_another_recipe_beside_a_file_of_all_options_is_that_recipe(tmp_path: Path) -> None:

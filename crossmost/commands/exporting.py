@@ -155,7 +155,7 @@ def export(
     of_clouds = {"--split": split, "--up-axis": up_axis, "--columns": columns, "--color": color}
     if (given := [name for name, value in of_clouds.items() if value]) and not (verify or unknown_labels):
         raise InputError(f"{given[0]} says how clouds are read, and none are given: add --verify")
-    if (clip or clip_weights) and not (text_encoder or classes):
+    if (clip or clip_weights) and not (text_encoder or classes or vocabulary):
         raise InputError(
             "--clip names a text tower, and nothing asks for one: add --text-encoder or --classes"
         )

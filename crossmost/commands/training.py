@@ -132,8 +132,6 @@ def train(
         )  # fmt: skip
         return
     assert base is not None
-    if (vocabulary or (classes or "").endswith(".npz")) and (clip or clip_weights):
-        raise InputError("--clip names a text tower, and the vocabulary needs none: leave it out")
     words = workflows.Words(
         classes=classes,
         vocabulary=vocabulary,
@@ -193,8 +191,6 @@ def pretrain(
         return
     if data is None or out is None:
         raise InputError("expected DATA and --out")
-    if vocabulary and clip:
-        raise InputError("--clip names a text tower, and the vocabulary needs none: leave it out")
     workflows.make_base(
         data,
         out,

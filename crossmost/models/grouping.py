@@ -76,21 +76,29 @@ def farthest_point_indices(points: Tensor, count: int, sizes: Tensor | None = No
     Returns:
         (B, count) int64.
     """
-    x, y, z = points[..., :3].unbind(-1)  # each (B, N)
-    padding = None
-    nearest = torch.full_like(x, float("inf"))
-    norms = x * x + y * y + z * z
+    columns = points[..., :3].transpose(1, 2).contiguous()  # (B, 3, N)
+    norms = _sum_of_squares(columns.clone())
+    nearest = torch.full_like(norms, float("inf"))
     if sizes is not None:
-        padding = torch.arange(x.shape[1], device=x.device) >= sizes[:, None]
+        padding = torch.arange(norms.shape[1], device=points.device) >= sizes[:, None]
         nearest = nearest.masked_fill(padding, -1.0)
         norms = norms.masked_fill(padding, -1.0)
     chosen = [norms.argmax(dim=1)]
     for _ in range(1, count):
-        last = chosen[-1][:, None]
-        dx, dy, dz = x - x.gather(1, last), y - y.gather(1, last), z - z.gather(1, last)
-        nearest = torch.minimum(nearest, dx * dx + dy * dy + dz * dz)
+        last = chosen[-1][:, None, None].expand(-1, 3, 1)
+        distances = _sum_of_squares(columns - columns.gather(2, last))
+        torch.minimum(nearest, distances, out=nearest)
         chosen.append(nearest.argmax(dim=1))
     return torch.stack(chosen, dim=1)
+
+
+def _sum_of_squares(columns: Tensor) -> Tensor:
+    """(B, 3, N) to (B, N), summed x, y, z in this order; overwrites its input.
+
+    Few calls and no memory it does not need: the loop above is bound by the one on a GPU, by the other on a CPU.
+    """
+    squares = columns.mul_(columns)
+    return (squares[:, 0] + squares[:, 1]).add_(squares[:, 2])
 
 
 def nearest_indices(points: Tensor, centers: Tensor, k: int, sizes: Tensor | None = None) -> Tensor:

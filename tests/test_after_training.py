@@ -143,7 +143,13 @@ def test_an_unfinished_run_says_so_wherever_it_is_used(run: Path, lying_file: Pa
 @pytest.mark.parametrize("tower", ["--clip", "--clip-weights"])
 @pytest.mark.parametrize("command", ["train", "pretrain", "export"])
 def test_a_text_tower_beside_a_vocabulary_is_refused(
-    tmp_path: Path, shapes_file: Path, tiny_base: Path, vocabulary_file: Path, command: str, option: str, tower: str
+    tmp_path: Path,
+    shapes_file: Path,
+    tiny_base: Path,
+    vocabulary_file: Path,
+    command: str,
+    option: str,
+    tower: str,
 ) -> None:
     read = {"train": (shapes_file, "--base", tiny_base), "pretrain": (shapes_file,), "export": (tiny_base,)}
     out = tmp_path / ("base.safetensors" if command == "pretrain" else "out")

@@ -63,6 +63,11 @@ def predict(
         InputError: nothing that can be classified.
     """
     recorded = is_recording(path)
+    if recorded and (split or reading.columns):
+        unused = "--split" if split else "--columns"
+        raise InputError(
+            f"{path}: {unused} is for files and datasets; the messages of a recording name their columns"
+        )
     up_axis = reading.up_axis if recorded else DATASET_UP
     with Classifier.load(bundle, backend=backend, threads=threads, up_axis=up_axis) as classifier:
         if classes is not None:
@@ -72,7 +77,7 @@ def predict(
         bad: dict[str, str] = {}
         answered = 0
         if recorded:
-            clouds = messages(path, topic, bad)
+            clouds = messages(path, topic, bad, colored=reading.color != "none")
         else:
             clouds = readable(open_clouds(bundle, path, reading, split, topic), path, bad)
         for part in parts(clouds):
@@ -112,9 +117,10 @@ def open_clouds(
     return reading.open(path, EncoderForm(encoder.points, least, encoder.channels, scattered), split)
 
 
-def messages(path: Path, topic: str | None, bad: dict[str, str]) -> Iterator[Named]:
-    """The clouds of a recording; those without a usable point are put into `bad`."""
-    for stamp, points in read_recording(path, topic):
+def messages(path: Path, topic: str | None, bad: dict[str, str], *, colored: bool = True) -> Iterator[Named]:
+    """The clouds of a recording, with their colours or without; those without a usable point are put into `bad`."""
+    for stamp, recorded in read_recording(path, topic):
+        points = recorded if colored else recorded[:, :3]
         if np.isfinite(points[:, :3]).all(axis=1).any():
             yield Named(str(stamp), printable(str(path)), points)
         else:

@@ -54,6 +54,16 @@ def spread(clouds: VerificationClouds, most: int) -> VerificationClouds:
     )
 
 
+def others(clouds: VerificationClouds, than: VerificationClouds) -> VerificationClouds:
+    """The clouds that are not among others, or all of them where none is left."""
+    taken = set(than.ids) if clouds.name == than.name else set()
+    chosen = [index for index, name in enumerate(clouds.ids) if name not in taken] or range(len(clouds.ids))
+    ids, points = (tuple(entries[index] for index in chosen) for entries in (clouds.ids, clouds.points))
+    return VerificationClouds(
+        clouds.name, ids, points, None if clouds.labels is None else clouds.labels[list(chosen)]
+    )
+
+
 def simulated_clouds(card: PointCard, count: int) -> VerificationClouds:
     """Scans of everyday shapes, where no cloud of the user's is at hand."""
     rng = np.random.default_rng(0)

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from crossmost.export.comparison import Subject, embedding_checks
 from crossmost.export.graph_files import ENCODER, MODEL
 from crossmost.export.graph_parts import open_part
-from crossmost.export.parity import RUNS, SAME_INDICES, Check, Gate
+from crossmost.export.parity import RUNS, SAME_INDICES, SAME_UNIT, Check, Gate
 from crossmost.export.precision import Precision
-from crossmost.export.verification_clouds import FedClouds, plan_batches
+from crossmost.export.verification_clouds import PART, FedClouds, moved_clouds, plan_batches
 from crossmost.models.point_cards import PointCard
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.onnx_session import create_session
 
-EMBEDDING, INDICES = "embedding", "indices"
+EMBEDDING, FILLED, INDICES = "embedding", "filled", "indices"
+
+UNIT_TOLERANCE = 1e-4
+"""Between points of a unit cloud, normalised once in float32 and once in float64."""
 
 MOST_ELEMENTS = 2**27
 """Numbers of the largest tensor of a batch, 512 MB in float32: a few of them live at once, and 4 GB must do."""
@@ -76,6 +79,9 @@ def graph_checks(
     try:
         session = create_session(comparison.path, threads=threads)
         sampling = open_part(comparison.path, ["points"], [INDICES]) if comparison.graph == MODEL else None
+        if sampling is not None:
+            unit = open_part(comparison.path, ["points"], [FILLED])
+            checks.append(unit_check(unit, fed, card, comparison.subject(1)))
         for run in plan_batches(groups, batches, most_rows(card, fed)):
             batch = max(map(len, run))
             rows = np.concatenate(run)
@@ -134,6 +140,21 @@ def sampling_check(
     different = wrong > 0
     ids = [fed.ids[row] for row in rows]
     return subject.check(SAME_INDICES, 1.0 - different.mean(), ids, wrong.astype(np.float64), different)
+
+
+def unit_check(
+    unit: onnxruntime.InferenceSession, fed: FedClouds, card: PointCard, subject: Subject
+) -> Check:
+    """Compare unit clouds with NumPy's: the share of moved, scaled and sparse clouds where they are the same."""
+    ids, apart = [], []
+    for name, given, expected in moved_clouds(fed, card, PART):
+        (found,) = unit.run([FILLED], {"points": given[None]})
+        same = found.shape[1:] == expected.shape
+        ids.append(name)
+        apart.append(np.abs(found[0] - expected).max() if same else np.inf)
+    badness = np.nan_to_num(np.asarray(apart, np.float64), nan=np.inf)
+    different = badness > UNIT_TOLERANCE
+    return subject.check(SAME_UNIT, 1.0 - different.mean(), ids, badness, different)
 
 
 def refusal(subject: Subject, error: Exception, ids: Sequence[str]) -> Check:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +103,24 @@ def in_frame(points: NDArray[np.float32], card: PointCard) -> NDArray[np.float32
     turned = turn(points, "z", card.up_axis)
     normalized = np.concatenate([normalize(turned[:, :3]), points[:, 3:]], axis=1)
     return scatter(normalized) if card.scattered else normalized
+
+
+def moved_clouds(
+    fed: FedClouds, card: PointCard, count: int
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+    """Some of the clouds as a sensor would deliver them, and one of too few points, with what they must become.
+
+    What was normalised before goes through `model.onnx` untouched, so that none of it would show a mistake there.
+
+    Yields:
+        The cloud's id; the points to feed (N, C), scaled, away from the origin; the unit cloud (max(N, least), C).
+    """
+    for index, (name, points) in enumerate(zip(fed.ids[:count], fed.points[:count], strict=True)):
+        given = points[: max(1, card.least // 2)].copy() if index == 0 else points.copy()
+        given[:, :3] = 3.0 * given[:, :3] + np.float32([1.0, -2.0, 0.5])
+        expected = given.copy()
+        expected[:, :3] = normalize(given[:, :3])
+        yield name, given, fill(expected, card.least)
 
 
 def plan_batches(

@@ -31,6 +31,7 @@ from crossmost.export.exported_layers import Float32Island
 from crossmost.export.graph import EncoderGraph
 from crossmost.export.graph_checks import (
     EMBEDDING,
+    FILLED,
     INDICES,
     Comparison,
     Embeddings,
@@ -39,7 +40,17 @@ from crossmost.export.graph_checks import (
 )
 from crossmost.export.graph_files import ENCODER, MODEL
 from crossmost.export.graph_parts import widen
-from crossmost.export.parity import GATES, RUNS, SAME_INDICES, TITLES, Check, Parity, limit_text, value_text
+from crossmost.export.parity import (
+    GATES,
+    RUNS,
+    SAME_INDICES,
+    SAME_UNIT,
+    TITLES,
+    Check,
+    Parity,
+    limit_text,
+    value_text,
+)
 from crossmost.export.precision import Precision
 from crossmost.export.verification_clouds import FedClouds, VerificationClouds, feed_clouds
 from crossmost.models.point_cards import PointCard
@@ -142,11 +153,11 @@ class Verification:
         about = f"{check.graph} ({check.name}, batch {check.batch})"
         if check.metric == RUNS:
             return f"{about} does not run: {check.note}"
-        output = INDICES if check.metric == SAME_INDICES else EMBEDDING
+        output = {SAME_UNIT: FILLED, SAME_INDICES: INDICES}.get(check.metric, EMBEDDING)
         found = f"{value_text(check.metric, check.value)}, expected {limit_text(check.metric, check.gate)}"
         named = ", ".join(check.failing[:NAMED]) + (", ..." if len(check.failing) > NAMED else "")
         row = self.fed.ids.index(check.failing[0])
-        place = self.departure(check, comparisons, row)
+        place = "Normalize or Fill" if check.metric == SAME_UNIT else self.departure(check, comparisons, row)
         first = f"first layer that departs: {place}" if place else "no single layer departs beyond rounding"
         return (
             f"{about}: {output}: {TITLES[check.metric]} {found}, on {len(check.failing)} of {check.clouds} "

@@ -11,7 +11,7 @@ from crossmost.data.dataset import CloudDataset
 from crossmost.errors import InputError, WorkFailed
 from crossmost.export.bundle import write_bundle
 from crossmost.export.calibration import threshold_from_labels, threshold_without_labels
-from crossmost.export.clouds import dataset_clouds, sample_clouds, simulated_clouds, spread
+from crossmost.export.clouds import dataset_clouds, others, sample_clouds, simulated_clouds, spread
 from crossmost.export.engine_source import read_source
 from crossmost.export.graph import EncoderGraph
 from crossmost.export.graph_files import ENCODER, MODEL, write_graphs
@@ -127,9 +127,17 @@ def export(
             provenance["text_encoder"], further = write_text_encoder(
                 source.vocabulary, options.text, options.precision, folder, options.threads
             )
+        told: list[str] = []
         if options.int8:
-            say("quantizing the encoder for CPUs")
-            quantize_encoder(folder, graph, (source.sample or clouds).points)
+            # Not those of the verification, which could not see what is cut off outside the ranges they span.
+            calibration = others(known if source.sample is None else sample_clouds(source.sample), clouds)
+            say(f"quantizing the encoder for CPUs, its ranges from {calibration.name}")
+            if own is None and source.sample is None:
+                told.append(
+                    "encoder.int8.onnx: its ranges are of simulated clouds; --verify takes them from yours"
+                )
+                say(told[-1])
+            quantize_encoder(folder, graph, calibration.points)
             further += int8_checks(
                 folder,
                 source.encoder,
@@ -153,7 +161,7 @@ def export(
             opset=OPSET,
             ir_version=IR_VERSION,
             engines=engines,
-            notes=notes,
+            notes=(*told, *notes),
             provenance=provenance,
             parity=parity.to_dict(),
         )

@@ -14,19 +14,48 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crossmost.runtime.backend import BackendUnavailable
-    from crossmost.runtime.classifier import Classifier
+    from crossmost.runtime.backend import BackendUnavailable, EmbeddingFailed
+    from crossmost.runtime.bundle_json import InvalidBundle
+    from crossmost.runtime.class_bank import ClassBank
+    from crossmost.runtime.classifier import Classifier, InvalidCall
     from crossmost.runtime.prediction import Prediction
+    from crossmost.runtime.preprocess import InvalidCloud
+    from crossmost.runtime.selection import InvalidChoice
     from crossmost.runtime.test_time_cache import TestTimeCache
+    from crossmost.runtime.text_encoder import InvalidTextEncoder
+    from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary
 
 _HOMES = {
     "BackendUnavailable": "backend",
+    "ClassBank": "class_bank",
     "Classifier": "classifier",
+    "EmbeddingFailed": "backend",
+    "InvalidBundle": "bundle_json",
+    "InvalidCall": "classifier",
+    "InvalidChoice": "selection",
+    "InvalidCloud": "preprocess",
+    "InvalidTextEncoder": "text_encoder",
+    "InvalidVocabulary": "vocabulary",
     "Prediction": "prediction",
     "TestTimeCache": "test_time_cache",
+    "Vocabulary": "vocabulary",
 }
 
-__all__ = ["BackendUnavailable", "Classifier", "Prediction", "TestTimeCache"]
+__all__ = [
+    "BackendUnavailable",
+    "ClassBank",
+    "Classifier",
+    "EmbeddingFailed",
+    "InvalidBundle",
+    "InvalidCall",
+    "InvalidChoice",
+    "InvalidCloud",
+    "InvalidTextEncoder",
+    "InvalidVocabulary",
+    "Prediction",
+    "TestTimeCache",
+    "Vocabulary",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from crossmost.runtime.class_bank import ClassBank, load_class_bank, load_classes
 from crossmost.runtime.manifest import Manifest, check_files, locate
-from crossmost.runtime.text_encoder import TextEncoder
+from crossmost.runtime.text_encoder import GRAPH, TOKENIZER, InvalidTextEncoder, TextEncoder
 from crossmost.runtime.text_tags import explain_other_model, remedy
 from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary, check_names
 
@@ -136,6 +136,13 @@ class ClassChoice:
         with self._lock:
             if self._text is None:
                 files = [name for name in self._manifest.files if name.startswith(TEXT_FILES)]
+                if not {GRAPH, TOKENIZER} <= set(
+                    files
+                ):  # whatever lies in the folder, the export did not write it
+                    raise InvalidTextEncoder(
+                        f"{self._bundle}: expected a text encoder for new class names, found none: export the bundle "
+                        "with --text-encoder"
+                    )
                 check_files(self._bundle, self._manifest, files)
                 self._text = TextEncoder.load(self._bundle, self._threads)
             return self._text

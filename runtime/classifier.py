@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmost.runtime.backend import Backend
+from crossmost.runtime.backend import Backend, check_finite
 from crossmost.runtime.class_choice import CLASSES, ClassChoice, Classes, needed
 from crossmost.runtime.clouds_in import CloudsIn, Prepared, split_clouds
 from crossmost.runtime.judge import Judge
@@ -93,8 +93,8 @@ class Classifier:
             threads: of one pass on the CPU; None for one a core.
             up_axis: which axis points up in your clouds: x, y, z, -x, -y or -z; they are turned to the encoder's.
             cache: a memory of the clouds seen, off by default; see `TestTimeCache`.
-            rebuild: where TensorRT is here and no engine of the bundle fits this GPU, build one, which takes minutes,
-                and keep it for the next time.
+            rebuild: where TensorRT is here and no engine of the bundle was built for this GPU, build one, which takes
+                minutes, and keep it for the next time.
 
         Raises:
             InvalidBundle, InvalidVocabulary: no bundle, a newer one, or a file that is missing, changed or unusable.
@@ -122,6 +122,7 @@ class Classifier:
         Raises:
             InvalidCloud: a cloud without a usable point, or no cloud; of several it says which, and none is answered.
             InvalidCall: closed, or a top_k below 1.
+            EmbeddingFailed: the encoder answered with NaN.
         """
         if type(top_k) is not int or top_k < 1:
             raise InvalidCall(f"expected top_k as an integer from 1 on, found {top_k!r}")
@@ -137,7 +138,7 @@ class Classifier:
             up_axis: of these clouds; None: as `load` was told.
 
         Raises:
-            InvalidCloud, InvalidCall: as when called.
+            InvalidCloud, InvalidCall, EmbeddingFailed: as when called.
         """
         return self._embed(points, up_axis)[0]
 
@@ -271,6 +272,7 @@ class Classifier:
             embedded = backend.embed([cloud.points for cloud in prepared])
             for stage, seconds in embedded.seconds.items():
                 timings[stage] = timings.get(stage, 0.0) + seconds
+            check_finite(embedded.embedding, backend.name)
             rows.append(embedded.embedding)
             dropped += [cloud.dropped for cloud in prepared]
         timings["total"] = time.perf_counter() - called

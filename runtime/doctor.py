@@ -26,8 +26,8 @@ from crossmost.runtime.vocabulary import InvalidVocabulary
 State = Literal["ok", "none", "bad"]
 MARKS: dict[State, str] = {"ok": "ok  ", "none": "-   ", "bad": "BAD "}
 DAMAGED = "none is chosen for a bundle that is damaged"
-SECONDS = 120
-"""Until a question to another process counts as not answered."""
+SECONDS, BUILD_SECONDS = 120, 3600
+"""Until a question to another process counts as not answered, and until the building of an engine does."""
 
 PACKAGES = {
     "numpy": ("numpy",),
@@ -79,7 +79,8 @@ from crossmost.runtime.manifest import load_manifest
 from crossmost.runtime.selection import Wish, select_backend
 bundle = Path(sys.argv[1])
 try:
-    found = select_backend(bundle, load_manifest(bundle), Wish())
+    wish = Wish(rebuild=json.loads(sys.argv[2]))
+    found = select_backend(bundle, load_manifest(bundle), wish)
     answer = {"used": found.backend.name, "why": found.why, "refused": found.refused}
     found.backend.close()
 except BackendUnavailable as error:
@@ -132,8 +133,12 @@ class Diagnosis:
         return asdict(self)
 
 
-def diagnose(bundle: Path | None = None) -> Diagnosis:
+def diagnose(bundle: Path | None = None, *, rebuild: bool = False) -> Diagnosis:
     """Look at this machine and, where one is given, at a bundle.
+
+    Args:
+        bundle: the folder.
+        rebuild: build a TensorRT engine where none of the bundle was built for this GPU, and keep it.
 
     Raises:
         InvalidBundle: the bundle is none.
@@ -144,7 +149,7 @@ def diagnose(bundle: Path | None = None) -> Diagnosis:
     if bundle is None or manifest is None:
         return Diagnosis(tuple(findings))
     files = _files(bundle, manifest)
-    choice = _choose(bundle) if files.state == "ok" else Choice("", DAMAGED)
+    choice = _choose(bundle, rebuild) if files.state == "ok" else Choice("", DAMAGED)
     return Diagnosis((*findings, files, *_beside(bundle, manifest)), choice)
 
 
@@ -160,17 +165,17 @@ def installed() -> dict[str, str]:
     return versions
 
 
-def ask(code: str, *arguments: str) -> Any:
+def ask(code: str, *arguments: str, seconds: float | None = None) -> Any:
     """Run some Python in a process of its own and read the JSON of its last line.
 
     Raises:
         RuntimeError: it crashed, failed or took too long; one line.
     """
-    command = [sys.executable, "-c", code, *arguments]
+    command, seconds = [sys.executable, "-c", code, *arguments], seconds or SECONDS
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"no answer within {SECONDS} seconds") from None
+        raise RuntimeError(f"no answer within {seconds} seconds") from None
     if done.returncode < 0:
         raise RuntimeError(f"the process was ended by signal {-done.returncode}")
     try:
@@ -260,10 +265,11 @@ def _beside(bundle: Path, manifest: Manifest) -> Iterator[Finding]:
             yield Finding("beside it", "bad", f"{error}; the bundle works without it")
 
 
-def _choose(bundle: Path) -> Choice:
+def _choose(bundle: Path, rebuild: bool) -> Choice:
     """What `auto` takes; those behind it were not tried."""
     try:
-        answer = ask(SELECTION, str(bundle))
+        seconds = BUILD_SECONDS if rebuild else None
+        answer = ask(SELECTION, str(bundle), json.dumps(rebuild), seconds=seconds)
     except RuntimeError as error:
         return Choice("", f"looking for one failed: {error}")
     used, why, refused = answer["used"], answer["why"], answer["refused"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crossmost.runtime.engine_facts import EngineFacts, InvalidEngine, load_engine_facts
 from crossmost.runtime.engine_loading import check_tensors
-from crossmost.runtime.engine_preflight import Machine, preflight
+from crossmost.runtime.engine_preflight import Machine, is_of_other_gpu, preflight
 from crossmost.runtime.manifest import InvalidBundle, Manifest, locate
 
 GRAPH, WEIGHTS = "encoder.onnx", "weights.bin"
@@ -19,13 +19,22 @@ ENGINES = "engines"
 TRUST = "CROSSMOST_TRUST_ENGINES"
 """Environment variable: a bundle's engines may run code of their own on the host."""
 
+OTHER_GPU = "the engine was tuned on {}: one built here may be faster"
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """An engine that passed the preflight; its plan was not read yet."""
+    """An engine that passed the preflight; its plan was not read yet.
+
+    Attributes:
+        path: of the plan.
+        facts: of the plan.
+        note: what one should know of it; empty where there is nothing.
+    """
 
     path: Path
     facts: EngineFacts
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,8 @@ class Search:
     """What was found.
 
     Attributes:
-        fitting: the best first: made for this GPU and version alone, then those that fit several.
+        fitting: the best first: made for this GPU and version alone, then those that fit several, then those that were
+            tuned on another GPU and have a note that says so.
         refused: a line for each of the others, with the command that rebuilds it.
         others: facts of those others, where they could be read.
     """
@@ -80,7 +90,7 @@ def find_engines(bundle: Path, manifest: Manifest, here: Machine, cache: Path | 
             if facts.recipe.graph != GRAPH or not (own or _is_of(facts, manifest)):
                 continue
             why = _reason(path, facts, bundle, manifest, here)
-            if why is None and own and facts.recipe.flags.version_compatible and TRUST not in os.environ:
+            if why is None and own and facts.recipe.flags.version_compatible and os.environ.get(TRUST) != "1":
                 why = (
                     f"{path} is version compatible, so it holds code that would run here: set {TRUST}=1 if you trust "
                     "whoever made the bundle"
@@ -90,11 +100,12 @@ def find_engines(bundle: Path, manifest: Manifest, here: Machine, cache: Path | 
                 refused.append(str(error))
             continue
         if why is None:
-            fitting.append(Candidate(path, facts))
+            note = OTHER_GPU.format(facts.recipe.gpu) if is_of_other_gpu(facts, here) else ""
+            fitting.append(Candidate(path, facts, note))
         else:
             refused.append(why)
             others.append(facts)
-    fitting.sort(key=lambda candidate: _reach(candidate.facts))
+    fitting.sort(key=lambda candidate: (bool(candidate.note), _reach(candidate.facts)))
     return Search(tuple(fitting), tuple(refused), tuple(others))
 
 

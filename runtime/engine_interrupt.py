@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+SIGACTION_BYTES = 512
+"""More than any system's `struct sigaction` takes: 152 bytes on Linux."""
 
 
 @contextmanager
@@ -25,13 +29,44 @@ def cancelling_on_interrupt(trt: Any, config: Any) -> Iterator[None]:
         return
     asked = threading.Event()
     config.progress_monitor = _monitor(trt, asked)
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.set())
+    with _own_handler(asked.set):
+        yield
+    if asked.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _own_handler(handle: Callable[[], None]) -> Iterator[None]:
+    """Handle Ctrl-C; afterwards whoever handled it before does again, C code such as that of rclpy included.
+
+    Python only knows the handlers that were set through it: putting its own back would undo one set in C since.
+    """
+    kernel_side = _read_action()
+    before = signal.getsignal(signal.SIGINT)
+    if before is None and kernel_side is None:  # set in C, and no way to put it back
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: handle())
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if asked.is_set():
-            raise KeyboardInterrupt
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+        if kernel_side is not None:
+            _sigaction(signal.SIGINT, kernel_side, None)
+
+
+def _read_action() -> ctypes.Array[ctypes.c_char] | None:
+    """The `struct sigaction` of SIGINT, which holds more than Python knows; None where there is none to be had."""
+    action = ctypes.create_string_buffer(SIGACTION_BYTES)
+    try:
+        return action if _sigaction(signal.SIGINT, None, action) == 0 else None
+    except (AttributeError, OSError, TypeError):  # no libc of POSIX
+        return None
+
+
+def _sigaction(number: int, new: object, old: object) -> int:
+    return int(ctypes.CDLL(None).sigaction(int(number), new, old))
 
 
 def _monitor(trt: Any, asked: threading.Event) -> Any:

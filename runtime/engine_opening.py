@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def open_engine(
         manifest: of the bundle.
         tensorrt: what loads it, and its GPU.
         cache: folder of engines built and kernels compiled here; None for none.
-        rebuild: whether one is built where none fits.
+        rebuild: whether one is built where none fits, or only one that was tuned on another GPU.
 
     Raises:
         BackendUnavailable: why, and the command that builds an engine.
@@ -44,10 +45,12 @@ def open_engine(
     search = _search(bundle, manifest, tensorrt, cache)
     refused = list(search.refused)
     for found in search.fitting:
+        if rebuild and found.note:
+            continue
         try:
             plan = found.path.read_bytes()
             engine = _load(bundle, manifest, tensorrt, plan, found.facts, cache)
-            return OpenedEngine(engine, str(found.path))
+            return OpenedEngine(engine, str(found.path), (found.note,) if found.note else ())
         except (EngineFailed, InvalidBundle) as error:
             refused.append(str(error))
         except OSError as error:
@@ -57,7 +60,10 @@ def open_engine(
     if not refused:
         command = export_command("RUN", str(bundle), manifest.precision, tensorrt.package)
         refused = [f"there is no engine of {GRAPH} for {tensorrt}; build one: {command}"]
-    raise BackendUnavailable(f"{'; '.join(refused)}; or load with rebuild=True, which builds one here")
+    here = shlex.join(["crossmost", "doctor", str(bundle), "--rebuild"])
+    raise BackendUnavailable(
+        f"{'; '.join(refused)}; or on this machine: {here}, in Python load with rebuild=True"
+    )
 
 
 def _search(bundle: Path, manifest: Manifest, tensorrt: TensorRt, cache: Path | None) -> Search:
@@ -81,7 +87,7 @@ def _load(
 def _build(
     bundle: Path, manifest: Manifest, tensorrt: TensorRt, cache: Path | None, search: Search
 ) -> OpenedEngine:
-    tried = {found.path for found in search.fitting}  # they fit, and did not load
+    tried = {found.path for found in search.fitting}  # they did not load, or were tuned on another GPU
 
     def look() -> Candidate | None:
         again = _search(bundle, manifest, tensorrt, cache)

@@ -58,6 +58,15 @@ def preflight(
     return f"engine {facts.key}: {why}; rebuild it here: {command}"
 
 
+def is_of_other_gpu(facts: EngineFacts, here: Machine) -> bool:
+    """Whether an engine that can be used was tuned on another GPU of the same compute capability."""
+    recipe = facts.recipe
+    meant_for_one = not recipe.targets and recipe.flags.hardware == "none"
+    return (
+        meant_for_one and recipe.gpu is not None and here.gpu is not None and recipe.gpu.name != here.gpu.name
+    )
+
+
 def rebuild_command(facts: EngineFacts, run: str, bundle: str, package: str) -> str:
     """The `crossmost export` that builds an engine like this one for the machine it is typed on.
 

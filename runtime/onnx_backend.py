@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmost.runtime.backend import BackendUnavailable, Embedded
+from crossmost.runtime.backend import BackendUnavailable, Embedded, check_finite, trial_cloud
 from crossmost.runtime.manifest import Manifest, locate
 from crossmost.runtime.onnx_session import create_session
 from crossmost.runtime.sampling import group
@@ -116,9 +116,9 @@ class OnnxBackend:
     def _try_out(self) -> None:
         """Embed one cloud: what CUDA lacks, such as cuDNN, shows only in the first pass."""
         card = self._encoder
-        cloud = np.zeros((max(card.groups, card.neighbors), card.channels), np.float32)
+        cloud = trial_cloud(max(card.groups, card.neighbors), card.channels)
         try:
-            self.embed([cloud])
+            check_finite(self.embed([cloud]).embedding, self.name)
         except Exception as error:  # ONNX Runtime has classes of its own, which depend on the version
             raise BackendUnavailable(
                 f"ONNX Runtime's first pass on the GPU failed: {_reason(error)}"

@@ -49,6 +49,11 @@ def check_cloud(points: Any) -> NDArray[Any]:
     transposed = cloud.ndim == 2 and (
         (cloud.shape[0] == 3 and cloud.shape[1] < 3) or 3 <= cloud.shape[0] <= MOST_COLUMNS < cloud.shape[1]
     )
+    if cloud.dtype.names:
+        raise InvalidCloud(
+            f"expected points of shape (N, 3), found an array of the fields {', '.join(cloud.dtype.names)}: "
+            "crossmost.runtime.ros.cloud_from_message reads the message itself"
+        )
     if cloud.ndim != 2 or cloud.shape[1] < 3 or transposed:
         hint = "; transpose it" if transposed else ""
         raise InvalidCloud(f"expected points of shape (N, 3), found {cloud.shape}{hint}")

@@ -45,6 +45,8 @@ def read_recording(path: Path, topic: str | None = None) -> Iterator[tuple[int, 
     """
     if not path.exists():
         raise InvalidRecording(f"{path}: expected a recording, found no such file or folder")
+    if path.suffix.lower() in SUFFIXES and path.suffix not in SUFFIXES:  # rosbags tells formats apart by it
+        raise InvalidRecording(f"{path}: expected {path.suffix.lower()} in small letters: rename the file")
     if not path.is_dir() and path.suffix not in SUFFIXES:
         raise InvalidRecording(
             f"{path}: expected {', '.join(SUFFIXES)} or the folder of a ROS 2 recording, found another file"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from crossmost.runtime.backend import BackendUnavailable, Embedded
+from crossmost.runtime.backend import BackendUnavailable, Embedded, check_finite, trial_cloud
 from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_device import CudaDevice
 from crossmost.runtime.cuda_driver import Gpu, probe_cuda
@@ -165,12 +165,12 @@ class TensorRtBackend:
 
     def _first_failure(self) -> str:
         """Why a cloud cannot be embedded; "" where it can."""
-        cloud, why = np.zeros((self._least, self._encoder.channels), np.float32), ""
+        cloud, why = trial_cloud(self._least, self._encoder.channels), ""
         try:
             with self._device.current():  # TensorRT's objects may hang on the error alone, which ends here
                 try:
                     for _ in range(2):
-                        self.embed([cloud])
+                        check_finite(self.embed([cloud]).embedding, self.name)
                 except Exception as error:  # a vendor's library may raise anything
                     why = " ".join(str(error).split()) or type(error).__name__
         except CudaError as error:  # the context itself has gone

@@ -79,7 +79,7 @@ class TestTimeCache:
         return {name: getattr(self, name) for name in names}
 
     def scores(self, bank: ClassBank, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
-        """`ClassBank.scores` with the memory's help; remembers the sure ones, row by row.
+        """`ClassBank.scores` with the memory's help; remembers the sure ones, row by row, and none that is `unknown`.
 
         Args:
             bank: the same at each call, until `reset`.
@@ -93,10 +93,13 @@ class TestTimeCache:
         """
         plain = bank.scores(embedding)
         logits = bank.logits(embedding).astype(np.float64)
+        # A score only compares the classes: what resembles none of them can have a score of 1.
+        foreign = bank.is_unknown(bank.similarity(embedding))
         with self._lock:
             for row, scores in enumerate(plain):
                 logits[row] += self._evidence(embedding[row], len(bank))
-                self._remember(embedding[row], scores)
+                if not foreign[row]:
+                    self._remember(embedding[row], scores)
         return bank.probabilities(logits)
 
     def _evidence(self, embedding: NDArray[np.float32], classes: int) -> NDArray[np.float64]:

@@ -50,8 +50,7 @@ class TextEncoder:
             threads: of one pass; None for one a core.
 
         Raises:
-            InvalidTextEncoder: the bundle has none, its files are damaged, or the tokenizers package is missing.
-            ModuleNotFoundError: neither onnxruntime nor onnxruntime-gpu is installed.
+            InvalidTextEncoder: the bundle has none, its files are damaged, or a package is missing: says which.
         """
         folder = Path(bundle)
         for name in (GRAPH, TOKENIZER):
@@ -174,8 +173,10 @@ def import_tokenizers() -> ModuleType:
 def _open(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
-    except ImportError:
-        raise
+    except ImportError as error:
+        raise InvalidTextEncoder(
+            f"class names need ONNX Runtime, whatever runs the encoder ({error}): pip install onnxruntime"
+        ) from error
     except Exception as error:  # both libraries raise classes of their own
         reason = " ".join(str(error).split())[:200]
         raise InvalidTextEncoder(f"{path}: expected a file of crossmost export, found {reason}") from error

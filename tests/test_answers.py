@@ -160,6 +160,20 @@ class TestPredict:
         upright = crossmost("predict", bundle("fp32"), recording, "--topic", "/objects", "--json")
         assert upright.stdout != done.stdout
 
+    def test_the_colours_of_a_recording_can_be_left_out(self, tmp_path, rng):
+        recording = write_recording(tmp_path / "drive", rng)
+        given = [cloud.points.shape[1] for cloud in answers.messages(recording, "/objects", {})]
+        bare = [cloud.points.shape[1] for cloud in answers.messages(recording, "/objects", {}, colored=False)]
+        assert min(given) >= 3
+        assert set(bare) == {3}
+
+    @pytest.mark.parametrize("option", [("--split", "test"), ("--columns", "xyz")])
+    def test_what_a_recording_has_no_use_for_is_refused(self, bundle, crossmost, tmp_path, rng, option):
+        recording = write_recording(tmp_path / "drive", rng)
+        done = crossmost("predict", bundle("fp32"), recording, "--topic", "/objects", *option)
+        assert done.exit_code == 2
+        assert f"{option[0]} is for files and datasets" in done.stderr
+
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
         [

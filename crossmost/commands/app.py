@@ -146,12 +146,12 @@ def bad_input() -> tuple[type[Exception], ...]:
 
 def failed_work() -> tuple[type[Exception], ...]:
     """What the runtime raises where the input was fine."""
-    from crossmost.runtime.backend import BackendUnavailable
+    from crossmost.runtime.backend import BackendUnavailable, EmbeddingFailed
     from crossmost.runtime.cuda_kernels import CudaError
     from crossmost.runtime.engine_errors import EngineBuildFailed
     from crossmost.runtime.engine_loading import EngineFailed
 
-    return (BackendUnavailable, CudaError, EngineBuildFailed, EngineFailed)
+    return (BackendUnavailable, EmbeddingFailed, CudaError, EngineBuildFailed, EngineFailed)
 
 
 def _show_version(wanted: bool) -> None:

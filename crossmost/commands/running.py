@@ -118,6 +118,12 @@ def doctor(
     bundle: Annotated[
         Path | None, typer.Argument(help="Also say what would run this bundle, and why.")
     ] = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="Build a TensorRT engine where the bundle has none for this GPU; takes minutes."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what this machine has to run bundles with: driver, CUDA, TensorRT, ONNX Runtime.
@@ -126,7 +132,9 @@ def doctor(
     """
     from crossmost.runtime.doctor import diagnose
 
-    found = diagnose(bundle)
+    if rebuild and bundle is None:
+        raise InputError("expected a bundle with --rebuild, found none")
+    found = diagnose(bundle, rebuild=rebuild)
     typer.echo(json.dumps(found.to_dict()) if as_json else "\n".join(found.lines()))
     if not found.usable:
         raise typer.Exit(1)

@@ -17,7 +17,16 @@ from crossmost.export.graph import EncoderGraph
 from crossmost.export.graph_parts import open_part
 from crossmost.export.onnx_encoder import encoder_model
 from crossmost.export.onnx_points import points_model
-from crossmost.export.parity import COSINE_MEAN, COSINE_MIN, DIFFERENCE, FINITE, RUNS, SAME_INDICES, TOP1
+from crossmost.export.parity import (
+    COSINE_MEAN,
+    COSINE_MIN,
+    DIFFERENCE,
+    FINITE,
+    RUNS,
+    SAME_INDICES,
+    SAME_UNIT,
+    TOP1,
+)
 from crossmost.export.verification_clouds import feed_clouds, plan_batches
 from crossmost.export.verify import EAGER, VerificationClouds, verify
 from crossmost.export.weights import save_with_weights
@@ -148,7 +157,7 @@ def test_faithful_graphs_pass_at_every_batch_and_nothing_changes(bundles, verifi
 def test_each_precision_is_checked_in_the_ways_it_can_be(bundles, verified, precision, in_runtime, in_torch):
     checks = verified(bundles(precision), precision).checks
     every = {FINITE, TOP1}
-    for graph, further in (("encoder.onnx", set()), ("model.onnx", {SAME_INDICES})):
+    for graph, further in (("encoder.onnx", set()), ("model.onnx", {SAME_UNIT, SAME_INDICES})):
         metrics = {check.metric for check in checks if check.graph == graph}
         assert metrics == in_runtime | every | further
     eager = {check.metric for check in checks if EAGER in check.name}
@@ -213,6 +222,20 @@ def test_other_farthest_points_fail_and_name_the_sampling(damaged, verified, pre
     assert "model.onnx" in parity.failure
     assert "indices" in parity.failure
     assert "first layer that departs: FarthestPointSampling" in parity.failure
+
+
+@pytest.mark.parametrize(("output", "other"), [("computed", "Mul"), ("moved", "Add"), ("norm", "Identity")])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_wrong_step_that_normalised_clouds_skip_is_found(damaged, verified, precision, output, other):
+    def change(model):
+        function = next(each for each in model.functions if each.name == "Normalize")
+        node = next(node for node in function.node if node.output[0] == output)
+        node.op_type = other
+
+    parity = verified(damaged(precision, "model.onnx", change), precision)
+    assert ("model.onnx", SAME_UNIT) in failed(parity)
+    assert "filled: same unit cloud" in parity.failure
+    assert "first layer that departs: Normalize or Fill" in parity.failure
 
 
 def test_other_neighbors_fail_and_name_the_grouping(damaged, verified):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from crossmost.checkpoints.base import load_base, save_base
 from crossmost.data.dataset import open_dataset
 from crossmost.errors import InputError, WorkFailed
 from crossmost.export import workflow
+from crossmost.export.clouds import sample_clouds, spread
 from crossmost.export.graph_files import METADATA
 from crossmost.export.source import load_exportable
 from crossmost.export.workflow import EngineRequest, ExportOptions, export
@@ -97,6 +99,27 @@ def test_integers_for_cpus_are_verified_too_and_the_runtime_takes_them(tmp_path,
         clouds = [normalize(cloud) for cloud in source.sample.points[:6]]
         cosines = (classifier.embed(clouds) * source.embed(clouds)).sum(axis=1)
     assert cosines.min() > 0.99
+
+
+def test_ranges_of_integers_come_from_clouds_that_are_not_verified(tmp_path, source, monkeypatch):
+    given = []
+    real = workflow.quantize_encoder
+
+    def quantize(folder, graph, calibration):
+        given.extend(calibration)
+        return real(folder, graph, calibration)
+
+    monkeypatch.setattr(workflow, "quantize_encoder", quantize)
+    export(source, tmp_path / "b", ExportOptions(int8=True, clouds=8), say=quiet)
+    verified = spread(sample_clouds(source.sample), 8)
+    assert len(given) == len(source.sample.points) - len(verified.points)
+    assert not {cloud.tobytes() for cloud in given} & {cloud.tobytes() for cloud in verified.points}
+    bare = dataclasses.replace(source, sample=None)
+    told = []
+    manifest = export(bare, tmp_path / "c", ExportOptions(int8=True, clouds=4), say=told.append)
+    (note,) = manifest.notes
+    assert "its ranges are of simulated clouds" in note
+    assert note in told
 
 
 def test_own_clouds_with_labels_give_accuracy_before_and_after(tmp_path, source, write_shapes, open_shapes):

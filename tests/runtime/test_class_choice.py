@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -80,6 +81,22 @@ def test_all_of_its_own_names_bring_the_threshold_back(exported):
 def test_without_a_text_encoder_other_names_say_how_to_get_one(exported):
     with pytest.raises(InvalidTextEncoder, match="export the bundle with --text-encoder"):
         choice(exported).bank(["table", "mug"])
+
+
+def test_files_that_no_export_wrote_are_no_text_encoder(exported, tmp_path):
+    bundle = tmp_path / "b"
+    shutil.copytree(exported, bundle)
+    for name in ("text_encoder.onnx", "tokenizer.json"):
+        (bundle / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text("{}")
+    with pytest.raises(InvalidTextEncoder, match="export the bundle with --text-encoder"):
+        choice(bundle).bank(["table", "mug"])
+
+
+def test_a_missing_onnxruntime_is_one_line(speaking, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InvalidTextEncoder, match="pip install onnxruntime"):
+        choice(speaking).bank(["mug"])
 
 
 def assert_same(found: Vocabulary, given: Vocabulary) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from crossmost.runtime import BackendUnavailable, Prediction
 from crossmost.runtime import test_time_cache as memory
+from crossmost.runtime.backend import Embedded, EmbeddingFailed
 from crossmost.runtime.class_bank import load_class_bank
 from crossmost.runtime.classifier import CLOUDS_AT_ONCE, Classifier, InvalidCall
 from crossmost.runtime.manifest import InvalidBundle
@@ -447,9 +448,21 @@ def test_info_says_what_runs_and_why(exported):
 def test_warmup_runs_the_encoder(own):
     ran = []
     backend = own._backend
-    own._backend = SimpleNamespace(embed=lambda clouds: ran.append(len(clouds)) or backend.embed(clouds))
+    own._backend = SimpleNamespace(
+        name="counting", embed=lambda clouds: ran.append(len(clouds)) or backend.embed(clouds)
+    )
     assert own.warmup(3) > 0
     assert ran == [3]
+    own._backend = backend
+
+
+def test_an_embedding_that_is_no_number_gets_no_class(own):
+    backend = own._backend
+    rows = np.full((2, 16), np.nan, np.float32)
+    own._backend = SimpleNamespace(name="overflowing", embed=lambda clouds: Embedded(rows, {}))
+    for use in (own, own.embed):
+        with pytest.raises(EmbeddingFailed, match="overflowing embedded 2 of 2 clouds as NaN"):
+            use([cloud(), cloud()])
     own._backend = backend
 
 

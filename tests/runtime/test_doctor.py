@@ -50,12 +50,15 @@ def write_manifest(folder: Path, *more: str) -> None:
 def machine(monkeypatch, tmp_path) -> Any:
     """Pretend to be a machine: its driver, its distributions, and what other processes answer."""
 
+    asked: list[tuple[Any, ...]] = []
+
     def pretend(
         driver: CudaDriver = NO_DRIVER,
         versions: dict[str, str] | None = None,
         **answers: Any,
     ) -> None:
-        def ask(code: str, *arguments: str) -> Any:
+        def ask(code: str, *arguments: str, seconds: float | None = None) -> Any:
+            asked.append((*arguments, seconds))
             answer = answers["providers" if code == doctor.PROVIDERS else "selection"]
             if isinstance(answer, Exception):
                 raise answer
@@ -66,6 +69,7 @@ def machine(monkeypatch, tmp_path) -> Any:
         monkeypatch.setattr(doctor, "ask", ask)
         monkeypatch.setenv("CROSSMOST_CACHE", str(tmp_path / "cache"))
 
+    pretend.asked = asked  # type: ignore[attr-defined]
     return pretend
 
 
@@ -186,6 +190,13 @@ def test_why_the_better_ones_were_not_taken_and_the_rest_not_tried(machine, bund
     assert choice is not None
     assert choice.refused["tensorrt"] == "not installed"
     assert choice.refused["onnxruntime-cpu"] == "not tried: tensorrt-rtx comes first"
+
+
+@pytest.mark.parametrize(("rebuild", "seconds"), [(False, None), (True, doctor.BUILD_SECONDS)])
+def test_an_engine_is_built_only_where_that_is_asked_for(machine, bundle, rebuild, seconds):
+    machine(selection={"used": "tensorrt", "why": "the best one that works here", "refused": {}})
+    assert diagnose(bundle, rebuild=rebuild).usable
+    assert machine.asked == [(str(bundle), json.dumps(rebuild), seconds)]
 
 
 def test_a_damaged_bundle_is_a_fault_and_a_missing_one_an_error(machine, bundle, tmp_path: Path):

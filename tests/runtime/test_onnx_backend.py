@@ -116,6 +116,7 @@ class PlayedRuntime(SimpleNamespace):
         super().__init__(__version__="1.0", preloaded=0)
         self.session = SimpleNamespace(get_providers=lambda: [provider], run=self._run)
         self.failing = failing
+        self.number = 0.0
 
     def get_available_providers(self):
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -127,7 +128,7 @@ class PlayedRuntime(SimpleNamespace):
     def _run(self, outputs, feed):
         if self.failing:
             raise self.failing
-        return [np.zeros((len(feed["patches"]), 16), np.float32)]
+        return [np.full((len(feed["patches"]), 16), self.number, np.float32)]
 
 
 @pytest.fixture
@@ -158,6 +159,16 @@ def test_a_silent_fallback_from_cuda_is_refused_with_what_was_said(exported, pla
 def test_cuda_that_fails_in_its_first_pass_is_refused(exported, play):
     play(PlayedRuntime("CUDAExecutionProvider", RuntimeError("CUDNN_STATUS:\n missing")))
     with pytest.raises(BackendUnavailable, match="first pass on the GPU failed: CUDNN_STATUS: missing"):
+        opened(exported, provider="cuda")
+
+
+def test_cuda_that_embeds_as_nan_is_refused(exported, play):
+    runtime = PlayedRuntime("CUDAExecutionProvider")
+    runtime.number = np.nan
+    play(runtime)
+    with pytest.raises(
+        BackendUnavailable, match="first pass on the GPU failed: onnxruntime-cuda embedded 1 of 1"
+    ):
         opened(exported, provider="cuda")
 
 

@@ -172,6 +172,7 @@ def test_a_message_that_holds_no_cloud_is_named_after_the_good_ones(kind, clouds
         ("missing.mcap", None, "no such file"),
         ("cloud.ply", b"ply", "found another file"),
         ("no_suffix", b"", "found another file"),
+        ("drive.MCAP", b"", r"expected \.mcap in small letters: rename the file"),
         ("empty.mcap", b"", "empty"),
         ("empty.bag", b"", "empty"),
         ("empty.db3", b"", "missing tables"),

@@ -479,7 +479,8 @@ def test_without_a_gpu_tensorrt_is_not_touched(world, monkeypatch):
 
 
 def test_no_engine_at_all_says_what_to_type(world):
-    command = r"crossmost export RUN --out \S*a\.bundle --overwrite --tensorrt; or load with rebuild=True"
+    command = r"crossmost export RUN --out \S*a\.bundle --overwrite --tensorrt; or on this machine: "
+    command += r"crossmost doctor \S*a\.bundle --rebuild, in Python load with rebuild=True"
     with pytest.raises(BackendUnavailable, match=command):
         world.open()
     assert world.driver.alive == {}
@@ -581,13 +582,41 @@ def test_the_engine_of_this_gpu_alone_goes_first(world, monkeypatch):
     assert world.trt.runtime.engine_host_code_allowed is True
 
 
+def test_an_engine_tuned_on_another_gpu_goes_last_and_says_so(world):
+    other = world.add(plan=b"other", gpu=Gpu("NVIDIA RTX 4090", ADA.compute_capability))
+    info = world.open().info()
+    assert info["engine"] == str(other)
+    assert info["notes"] == [
+        "the engine was tuned on NVIDIA RTX 4090 (compute capability 8.9): one built here may be faster"
+    ]
+    wide = world.add(plan=b"wide", flags=EngineFlags(hardware="ampere+"))
+    assert world.open().info()["engine"] == str(wide)
+
+
+def test_an_engine_that_embeds_as_nan_is_no_backend(world, monkeypatch):
+    world.add()
+
+    def overflow(self, clouds, shape):
+        return np.full((len(clouds), world.manifest.encoder.dim), np.nan, np.float32), {}
+
+    monkeypatch.setattr(tensorrt_backend.EngineWorker, "embed", overflow)
+    with pytest.raises(
+        FirstPassFailed, match=r"first pass on .* failed: tensorrt embedded 1 of 1 clouds as NaN"
+    ):
+        world.open()
+    assert world.driver.alive == {}
+
+
 def test_host_code_is_allowed_for_version_compatible_engines_only(world):
     world.add()
     world.open()
     assert world.trt.runtime.engine_host_code_allowed is False
 
 
-def test_a_bundle_runs_no_code_of_its_own_unless_it_is_trusted(world):
+@pytest.mark.parametrize("trust", [None, "0", "", "false"])
+def test_a_bundle_runs_no_code_of_its_own_unless_it_is_trusted(world, monkeypatch, trust):
+    if trust is not None:
+        monkeypatch.setenv("CROSSMOST_TRUST_ENGINES", trust)
     flags = EngineFlags(version_compatible=True)
     world.add(flags=flags)
     with pytest.raises(BackendUnavailable, match="CROSSMOST_TRUST_ENGINES=1 if you trust"):
@@ -710,6 +739,20 @@ def test_an_engine_is_built_once_and_kept(rtx, fake_gpu):
     (plan,) = rtx.cache.glob("*.engine")
     assert plan.with_suffix(".json").is_file()
     assert rtx.open("tensorrt-rtx", rebuild=True).info()["engine"] == str(plan)
+    assert rtx.open("tensorrt-rtx").info()["engine"] == str(plan)
+    assert rtx.trt.builds == 1
+
+
+def test_a_rebuild_replaces_an_engine_tuned_on_another_gpu(rtx):
+    rtx.add(
+        package="tensorrt-rtx",
+        version=rtx.trt.__version__,
+        gpu=Gpu("NVIDIA RTX 4090", ADA.compute_capability),
+    )
+    rtx.open("tensorrt-rtx")
+    assert rtx.trt.builds == 0
+    assert rtx.open("tensorrt-rtx", rebuild=True).info()["engine"].startswith("built from ")
+    (plan,) = rtx.cache.glob("*.engine")
     assert rtx.open("tensorrt-rtx").info()["engine"] == str(plan)
     assert rtx.trt.builds == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -95,6 +96,19 @@ def test_unsure_clouds_are_not_remembered():
     cache = memory.TestTimeCache(least_score=0.99)
     cache.scores(bank(scale=0.01), rows(20))
     assert len(cache) == 0
+
+
+def test_clouds_that_resemble_no_class_are_not_remembered_however_sure_their_score():
+    cache, classes, stream = memory.TestTimeCache(least_score=0.9), bank(scale=100.0), rows(40)
+    similarity = classes.similarity(stream)
+    threshold = float(np.median(similarity))
+    strict = dataclasses.replace(classes, unknown_similarity=threshold, unknown_rule="the median")
+    foreign = stream[(similarity < threshold) & (classes.scores(stream).max(axis=1) > 0.9)]
+    assert len(foreign) > 0
+    cache.scores(strict, foreign)
+    assert len(cache) == 0
+    cache.scores(classes, foreign)
+    assert len(cache) > 0
 
 
 def test_threads_share_it_without_harm():

@@ -25,26 +25,28 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    recipe: Recipe = "crossmost"
+    recipe: Recipe = Field("crossmost", description="which values the switches have unless set")
     mode: Mode = Field("joint", description="where none is given: point-only for a base without images")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything drawn")
 
     # Schedule (METHOD 2.1)
     epochs: int = Field(20, ge=0, description="0 finds the centers and temperatures alone, without training")
-    batch_size: int = Field(64, ge=2)
+    batch_size: int = Field(64, ge=2, description="clouds")
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
     learning_rate: float | None = Field(None, gt=0, description="per 256 clouds; None: the card's")
     min_learning_rate_ratio: float = Field(
         0.05, ge=0, le=1, description="floor of the cosine, as a share of the peak"
     )
-    warmup_epochs: float = Field(1.0, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0, description="of the learning rate, from zero")
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW, on all but vectors")
     layer_decay: float = Field(0.65, gt=0, le=1, description="of the image tower, per layer")
     freeze_patch_encoder: bool = Field(True, description="the mini-PointNet's weights stay as they are")
 
     # Machine
-    device: str = "auto"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = Field("auto", description="auto | cpu | cuda | cuda:1")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of what the networks compute; weights stay float32"
+    )
     workers: int | None = Field(
         None, ge=0, description="processes that read and augment; null: none on a CPU, up to 8 beside a GPU"
     )
@@ -66,53 +68,89 @@ class TrainConfig(BaseModel):
     )
 
     # Loss weights (METHOD 1.11)
-    fairness_weight: float = Field(1.0, ge=0)
-    mask_weight: float = Field(1.0, ge=0)
-    global_local_weight: float = Field(0.2, ge=0)
-    alignment_weight: float = Field(1.0, ge=0, description="lambda_x, joint mode only")
-    point_weight: float = Field(1.0, ge=0, description="lambda_P")
+    fairness_weight: float = Field(1.0, ge=0, description="mean prediction towards class_prior")
+    mask_weight: float = Field(1.0, ge=0, description="masked patches and pixels rebuilt")
+    global_local_weight: float = Field(0.2, ge=0, description="masked patches towards the whole")
+    alignment_weight: float = Field(1.0, ge=0, description="lambda_x: points towards views; joint mode only")
+    point_weight: float = Field(1.0, ge=0, description="lambda_P: all terms of the points")
 
     # Pseudo-labels, where the threshold is fixed (METHOD 2.2, the values of ScanObjectNN)
-    threshold_joint: float = Field(0.82, ge=0, le=1)
-    threshold_image: float = Field(0.80, ge=0, le=1)
-    threshold_point: float = Field(0.82, ge=0, le=1)
-    point_confidence: float = Field(1.0, gt=0, le=1, description="beta: scales the point branch's confidence")
+    threshold_joint: float = Field(
+        0.82, ge=0, le=1, description="confidence of a kept label; threshold=fixed"
+    )
+    threshold_image: float = Field(0.80, ge=0, le=1, description="the same, of the views alone")
+    threshold_point: float = Field(0.82, ge=0, le=1, description="the same, of the points alone")
+    point_confidence: float = Field(
+        1.0, gt=0, le=1, description="beta: scales that of the points; joint_label=winner, mode=agreement"
+    )
 
     # Teacher (METHOD 1.5)
-    ema_start: float = Field(0.99, ge=0, lt=1)
-    ema_end: float = Field(0.9998, ge=0, lt=1)
-    ema_ramp_steps: int = Field(400, ge=1, description="ramp of the reference recipe")
-    ema_ramp_epochs: float = Field(2.0, gt=0, description="ramp of the crossmost recipe")
+    ema_start: float = Field(0.99, ge=0, lt=1, description="share of the teacher that a step keeps, at first")
+    ema_end: float = Field(0.9998, ge=0, lt=1, description="the same after the ramp")
+    ema_ramp_steps: int = Field(400, ge=1, description="ramp where ema_ramp=steps")
+    ema_ramp_epochs: float = Field(2.0, gt=0, description="ramp where ema_ramp=epochs")
     ema_memory_epochs: float = Field(
-        2.0, gt=0, description="the ramp's end forgets a student within this many epochs"
+        2.0, gt=0, description="the ramp's end forgets a student within this many epochs; ema_ramp=epochs"
     )
 
     # Switches: the published value first, the repair last
-    point_target: Literal["mask-token", "token", "patch"] = "patch"
-    image_divisor: Literal["sequence", "channels"] = "channels"
-    alignment: Literal["instance", "pseudo-label"] = "pseudo-label"
-    joint_label: Literal["winner", "average"] = "average"
+    point_target: Literal["mask-token", "token", "patch"] = Field(
+        "patch", description="what masked patches are rebuilt as; published: a token that is the same for all"
+    )
+    image_divisor: Literal["sequence", "channels"] = Field(
+        "channels", description="what the pixels' loss is divided by; published: 1 + the number of patches"
+    )
+    alignment: Literal["instance", "pseudo-label"] = Field(
+        "pseudo-label", description="which pairs of points and views attract: each cloud's, or each label's"
+    )
+    joint_label: Literal["winner", "average"] = Field(
+        "average", description="the surer branch speaks, or the mean of both at calibrated temperatures"
+    )
     center: Literal["none", "mean", "balanced", "target"] = Field(
         "target", description="what each branch subtracts; target: what the branches speak for"
     )
-    anchor: Literal["none", "base"] = "base"
-    threshold: Literal["fixed", "adaptive"] = "adaptive"
-    teacher_views: Literal["one", "mean"] = "mean"
-    batch_norm: Literal["live", "frozen"] = "frozen"
-    classifier: Literal["decayed", "renormalized"] = "renormalized"
-    ema_ramp: Literal["steps", "epochs"] = "epochs"
-    fairness: Literal["batch", "moving-average"] = "moving-average"
-    selection: Literal["last", "label-free"] = "label-free"
-    rendered_views: Literal["photometric", "geometric"] = "geometric"
-    dropped_points: Literal["repeated", "removed"] = "removed"
-    exported: Literal["student", "teacher"] = "teacher"
-    collapse: Literal["ignore", "stop"] = "stop"
+    anchor: Literal["none", "base"] = Field(
+        "base", description="whether the teacher stays anchor_share of the way from the base to the average"
+    )
+    threshold: Literal["fixed", "adaptive"] = Field(
+        "adaptive", description="labels above a confidence, or the surest kept_share of each class"
+    )
+    teacher_views: Literal["one", "mean"] = Field("mean", description="how many views the teacher labels by")
+    batch_norm: Literal["live", "frozen"] = Field(
+        "frozen", description="statistics of the batch, or the base's"
+    )
+    classifier: Literal["decayed", "renormalized"] = Field(
+        "renormalized", description="class vectors under weight decay, or at unit length after each step"
+    )
+    ema_ramp: Literal["steps", "epochs"] = Field(
+        "epochs", description="what the teacher's memory is counted in"
+    )
+    fairness: Literal["batch", "moving-average"] = Field(
+        "moving-average", description="whose mean prediction is kept even"
+    )
+    selection: Literal["last", "label-free"] = Field(
+        "label-free", description="which epoch's networks are kept"
+    )
+    rendered_views: Literal["photometric", "geometric"] = Field(
+        "geometric", description="RandAugment on rendered views, or crops and flips alone"
+    )
+    dropped_points: Literal["repeated", "removed"] = Field(
+        "removed", description="dropped points pile up on the first and are filled up to 8192, or are gone"
+    )
+    exported: Literal["student", "teacher"] = Field("teacher", description="the network of eval and export")
+    collapse: Literal["ignore", "stop"] = Field(
+        "stop", description="whether a run ends where its labels shrink to few classes"
+    )
 
     # What the switches need
-    alignment_temperature: float = Field(0.1, gt=0)
-    anchor_share: float = Field(0.5, gt=0, le=1, description="of the way from the base to the average")
-    kept_share: float = Field(0.8, gt=0, le=1, description="of the predictions of each class, the surest")
-    prior_momentum: float = Field(0.9, ge=0, lt=1, description="of the moving average behind fairness")
+    alignment_temperature: float = Field(0.1, gt=0, description="alignment=pseudo-label")
+    anchor_share: float = Field(
+        0.5, gt=0, le=1, description="of the way from the base to the average; anchor=base"
+    )
+    kept_share: float = Field(
+        0.8, gt=0, le=1, description="of the predictions of each class, the surest; threshold=adaptive"
+    )
+    prior_momentum: float = Field(0.9, ge=0, lt=1, description="of fairness=moving-average")
     class_prior: tuple[float, ...] | None = Field(None, description="expected class shares; None: uniform")
     watched: int = Field(1024, ge=1, description="clouds on which every epoch is diagnosed and centered")
 
@@ -120,6 +158,9 @@ class TrainConfig(BaseModel):
     def _consistent(self) -> TrainConfig:
         if self.ema_end < self.ema_start:
             raise ValueError(f"ema_end {self.ema_end} is below ema_start {self.ema_start}")
+        low, high = self.strong_scale
+        if not 0 < low <= high:
+            raise ValueError(f"strong_scale must be two factors, the smaller first, found {low} and {high}")
         if self.class_prior is not None and (
             min(self.class_prior, default=0) <= 0 or abs(sum(self.class_prior) - 1) > 1e-3
         ):
@@ -147,6 +188,44 @@ SWITCHES: dict[str, str] = {
     "collapse": "ignore",
 }
 """Each switch with its value in the reference recipe; the field's default is the crossmost value."""
+
+
+NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "threshold_joint": ("threshold", ("fixed",)),
+    "threshold_image": ("threshold", ("fixed",)),
+    "threshold_point": ("threshold", ("fixed",)),
+    "kept_share": ("threshold", ("adaptive",)),
+    "joint_label": ("mode", ("joint",)),
+    "alignment": ("mode", ("joint",)),
+    "alignment_weight": ("mode", ("joint",)),
+    "alignment_temperature": ("alignment", ("pseudo-label",)),
+    "anchor_share": ("anchor", ("base",)),
+    "prior_momentum": ("fairness", ("moving-average",)),
+    "ema_ramp_steps": ("ema_ramp", ("steps",)),
+    "ema_ramp_epochs": ("ema_ramp", ("epochs",)),
+    "ema_memory_epochs": ("ema_ramp", ("epochs",)),
+}
+"""Options that do something only where another one has one of these values."""
+
+
+def without_effect(config: TrainConfig, stated: Iterable[str]) -> list[str]:
+    """A line for each option that was asked for and does nothing beside the others.
+
+    Args:
+        config: the run's options.
+        stated: those that the user named.
+    """
+    lines = []
+    for name in stated:
+        other, values = NEEDS.get(name, ("", ()))
+        if other and (found := getattr(config, other)) not in values:
+            lines.append(f"{name} has no effect with {other}={found}: it needs {other}={' or '.join(values)}")
+    scaled = config.mode == "agreement" or (config.mode == "joint" and config.joint_label == "winner")
+    if "point_confidence" in stated and not scaled:
+        lines.append(
+            "point_confidence has no effect: it needs joint_label=winner in joint mode, or mode=agreement"
+        )
+    return lines
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def start_training(
 def resume_training(
     data: Path,
     out: Path,
-    reading: Reading,
+    given: Mapping[str, str | None],
     *,
     split: str | None = None,
     test: Path | None = None,
@@ -196,16 +196,19 @@ def resume_training(
     tensorboard: bool = False,
     machine: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Continue, evaluate, report as the run began; `machine` are the options that may differ from before."""
+    """Continue, evaluate, report as the run began, on clouds read as they were but for what is given.
+
+    `machine` are the options that may differ from before.
+    """
     config = runs.check_resumable(out, machine)
-    began = read_provenance(out).get(REPORTED, {})
+    made = read_provenance(out)
+    began = made.get(REPORTED, {})
     test = test or (Path(began["test"]) if began.get("test") else None)
     ignore_labels = ignore_labels or began.get("ignore_labels", False)
     tensorboard = tensorboard or began.get("tensorboard", False)
-    if ignore_labels:
-        reading = replace(reading, labels=False)
+    reading = reading_of(out, given, labels=not ignore_labels)
     architecture = load_architecture(out / BASE)
-    clouds = training_clouds(reading, data, architecture.point, split)
+    clouds = training_clouds(reading, data, architecture.point, split or made.get("split"))
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
     check_before_training(clouds, shown, load_vocabulary(out / CLASSES))
     with run_progress(clouds, config, out, runs.batches_done(out, clouds, config), tensorboard) as progress:

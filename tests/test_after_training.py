@@ -108,9 +108,25 @@ def test_the_export_is_verified_on_clouds_read_as_the_run_read_its_own(
 
 def test_a_resumed_run_ends_with_the_report_it_began_for(run: Path, lying_file: Path) -> None:
     assert read_provenance(run)["report"]["ignore_labels"]
-    result = invoke("train", lying_file, "--resume", "--out", run, "--up-axis", "y", "--device", "cpu")
+    result = invoke("train", lying_file, "--resume", "--out", run, "--device", "cpu")
     assert result.exit_code == 0, result.stderr
     assert "24 clouds without labels" in result.stderr
+
+
+def test_a_resumed_run_reads_the_split_it_began_with(
+    tmp_path: Path, write_shapes: Callable[..., Path], tiny_base: Path, vocabulary_file: Path
+) -> None:
+    data = write_shapes(tmp_path / "split.npz", split=np.array(["train"] * 16 + ["test"] * 8))
+    given = ("--base", tiny_base, "--vocabulary", vocabulary_file, "--split", "all", "--epochs", 1)
+    began = invoke("train", data, *given, "--out", tmp_path / "run", *SHORT)
+    assert began.exit_code == 0, began.stderr
+    result = invoke("train", data, "--resume", "--out", tmp_path / "run", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    refused = invoke(
+        "train", data, "--resume", "--out", tmp_path / "run", "--split", "test", "--device", "cpu"
+    )
+    assert refused.exit_code == 2
+    assert "trained on other clouds" in refused.stderr
 
 
 def test_the_dataset_of_the_report_is_remembered(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from crossmost.adaptation.pretrain import PretrainConfig
 from crossmost.config import (
+    NEEDS,
     SWITCHES,
     TrainConfig,
     make_config,
@@ -17,6 +18,7 @@ from crossmost.config import (
     read_options,
     recipe_values,
     to_yaml,
+    without_effect,
 )
 from crossmost.errors import InputError
 
@@ -77,6 +79,9 @@ class TestYaml:
 
     def test_every_option_is_printed_in_the_order_of_the_class(self) -> None:
         assert list(yaml.safe_load(to_yaml(TrainConfig()))) == list(TrainConfig.model_fields)
+
+    def test_every_option_says_what_it_means(self) -> None:
+        assert [name for name, field in TrainConfig.model_fields.items() if not field.description] == []
 
     def test_part_of_the_options_is_enough(self, tmp_path: Path) -> None:
         (tmp_path / "few.yaml").write_text("epochs: 3\nclass_prior: [0.5, 0.5]\n")
@@ -184,6 +189,33 @@ class TestErrors:
     def test_a_class_prior_is_positive_shares(self, prior: tuple[float, ...]) -> None:
         message = error_of({"class_prior": prior})
         assert "class_prior must be positive shares" in message
+
+    @pytest.mark.parametrize("scale", [(1.25, 0.8), (0.0, 1.0), (-1.0, 1.0)])
+    def test_a_range_of_scales_has_its_ends_in_order(self, scale: tuple[float, float]) -> None:
+        with pytest.raises(InputError, match="strong_scale must be two factors, the smaller first"):
+            make_config({"strong_scale": scale})
+
+    @pytest.mark.parametrize(
+        ("options", "line"),
+        [
+            ({"threshold_joint": 0.1}, "threshold_joint has no effect with threshold=adaptive"),
+            ({"kept_share": 0.5, "recipe": "reference"}, "kept_share has no effect with threshold=fixed"),
+            ({"alignment_weight": 0.5, "mode": "separate"}, "it needs mode=joint"),
+            ({"point_confidence": 0.5}, "point_confidence has no effect"),
+            ({"point_confidence": 0.5, "mode": "agreement"}, ""),
+            ({"point_confidence": 0.5, "joint_label": "winner"}, ""),
+            ({"kept_share": 0.5, "anchor_share": 0.5}, ""),
+        ],
+    )
+    def test_an_option_that_does_nothing_is_told(self, options: dict[str, Any], line: str) -> None:
+        found = without_effect(make_config(options), options)
+        assert len(found) == bool(line)
+        assert line in "".join(found)
+
+    def test_what_an_option_needs_exists(self) -> None:
+        for name, (other, values) in NEEDS.items():
+            assert name in TrainConfig.model_fields
+            assert set(values) <= set(get_args(TrainConfig.model_fields[other].annotation))
 
     def test_an_average_that_forgets_more_as_it_goes(self) -> None:
         assert "ema_end" in error_of({"ema_start": 0.9, "ema_end": 0.5})

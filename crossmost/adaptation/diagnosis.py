@@ -158,19 +158,33 @@ def agreement_rate(diagnosis: Diagnosis) -> float | None:
     return float((diagnosis.point.argmax(1) == diagnosis.image.argmax(1)).double().mean())
 
 
+NOT_READ = torch.iinfo(torch.int64).min
+"""In place of the label of a cloud whose file could not be read this time."""
+
+
 def churn(before: Tensor, after: Tensor) -> float:
-    """Share of labels (n,) that changed."""
-    return float((before != after).double().mean())
+    """Share of labels that changed, of the clouds that were read both times.
+
+    Args:
+        before: (n,) int64: a label that is kept, -1 less a label that is not, or `NOT_READ`.
+        after: the same clouds, later.
+    """
+    both = (before != NOT_READ) & (after != NOT_READ)
+    named = [labels[both].where(labels[both] >= 0, -1 - labels[both]) for labels in (before, after)]
+    return float((named[0] != named[1]).double().mean()) if both.any() else 0.0
 
 
-def mutual_information(probabilities: Tensor) -> float:
+def mutual_information(probabilities: Tensor, prior: Tensor | None = None) -> float:
     """Information a prediction gives about the input, as a share of ln C: sure of each, even over all.
 
     Args:
         probabilities: (n, C).
+        prior: (C,) shares that the classes are expected to have, where they are not even: the entropy of the mean
+            prediction is then ln C less its divergence from them, which is the same for even ones.
     """
     exact = probabilities.double().clamp(min=1e-12)
     marginal = exact.mean(dim=0)
-    entropy_of_mean = -(marginal * marginal.log()).sum()
+    expected = None if prior is None else prior.double() * exact.shape[1]
+    entropy_of_mean = -(marginal * (marginal if expected is None else marginal / expected).log()).sum()
     mean_entropy = -(exact * exact.log()).sum(dim=1).mean()
     return float((entropy_of_mean - mean_entropy) / math.log(exact.shape[1]))

@@ -59,10 +59,10 @@ def average(point: Tensor, image: Tensor) -> Labels:
     return most_likely((point + image) / 2)
 
 
-def agreed(point: Tensor, image: Tensor) -> PseudoLabels:
-    """Keep where both branches name the same class, neither with less than a little confidence."""
+def agreed(point: Tensor, image: Tensor, point_confidence: float = 1.0) -> PseudoLabels:
+    """Keep where both branches name the same class, neither with less than a little confidence; as for `winner`."""
     of_point, of_image = most_likely(point), most_likely(image)
-    least = torch.minimum(of_point.confidence, of_image.confidence)
+    least = torch.minimum(point_confidence * of_point.confidence, of_image.confidence)
     kept = (of_point.label == of_image.label) & (least > AGREEMENT_LEAST_CONFIDENCE)
     return PseudoLabels(Targets(of_point.label, kept), Targets(of_image.label, kept))
 
@@ -126,7 +126,7 @@ class Labeler:
             targets = self._keep(most_likely(p_point), "point")
             return PseudoLabels(targets, targets)
         if self.config.mode == "agreement":
-            return agreed(p_point, p_image)
+            return agreed(p_point, p_image, self.config.point_confidence)
         if self.config.mode == "joint":
             targets = self._keep(self._joint(p_point, p_image), "joint")
             return PseudoLabels(targets, targets)

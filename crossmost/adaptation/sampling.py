@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from crossmost.config import TrainConfig
 from crossmost.data.augment import STRONG, PointAugment
 from crossmost.data.samples import Clouds, SampleSettings
@@ -30,10 +27,6 @@ class WatchedClouds:
         """Why, by name, for each file that could not be read so far."""
         return self.clouds.bad
 
-    def original(self, positions: Tensor) -> Tensor:
-        """Indices into the dataset of watched clouds: (n,) int64 to the same."""
-        return torch.tensor(self.indices)[positions]
-
     def try_load(self, index: int) -> Any:
         """The cloud, or None where the file is bad."""
         return self.clouds.try_load(self.indices[index])
@@ -54,6 +47,7 @@ def sample_settings(student: Student, config: TrainConfig) -> SampleSettings:
         strong=strong_augment(config),
         scan_severity=config.scan_augment,
         photometric=config.rendered_views == "photometric",
+        looked_at=config.mode != "point-only",
     )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from crossmost.adaptation.centering import Way, find_centers
 from crossmost.adaptation.devices import autocast, choose_device, keep_freed_memory
 from crossmost.adaptation.diagnosis import (
+    NOT_READ,
     Projected,
     agreement_rate,
     churn,
@@ -114,6 +115,7 @@ class Trainer:
             raise InputError(f"expected a class_prior of {classes} shares, found {len(config.class_prior)}")
         self.labeler = Labeler(config, classes)
         self.fairness = Fairness(config, classes)
+        self.prior = None if config.class_prior is None else self.fairness.prior
         self.progress = Progress()
         self.chosen = {"student": self._weights(self.student), "teacher": self._weights(self.teacher)}
         self.samples = TrainingSamples(clouds, sample_settings(student, config))
@@ -225,7 +227,8 @@ class Trainer:
     def _review(self, epoch: int) -> None:
         """Look at the teacher without labels: set the dials, write the record, choose, notice collapse."""
         progress, config = self.progress, self.config
-        projected = list(project(self.teacher, self._plain_batches(), self.device))
+        with autocast(self.device, config.precision):
+            projected = list(project(self.teacher, self._plain_batches(), self.device))
         if config.center != "none":
             if not progress.records:  # the base as it is, for comparisons with what becomes of it
                 self.labeler.refit(classified(self.teacher, projected))
@@ -236,26 +239,26 @@ class Trainer:
         labels = self.labeler(diagnosis.point, diagnosis.image)
         targets = labels.image if config.mode == "image-only" else labels.point
         counts = histogram(targets.label, self.labeler.classes)
-        seen = targets.label.where(targets.kept, -1 - targets.label)
+        seen = torch.full((len(self.watched),), NOT_READ)
+        seen[diagnosis.indices] = targets.label.where(targets.kept, -1 - targets.label)
         posteriors = self.labeler.posteriors(diagnosis.point, diagnosis.image)
         record: Record = {
             "epoch": epoch,
             "step": progress.step,
             "watched/kept": targets.kept.double().mean().item(),
             "watched/agreement": agreement_rate(diagnosis),
-            "selection_score": score(diagnosis, *posteriors, config.mode),
+            "selection_score": score(diagnosis, *posteriors, config.mode, self.prior),
             "center": progress.center if config.center != "none" else "none",
             "temperature/point": self.labeler.temperatures[0],
             "temperature/image": self.labeler.temperatures[1],
             "histogram": counts.tolist(),
         }
         if progress.watched:
-            before = progress.watched[-1]
-            record["churn"] = churn(before.where(before >= 0, -1 - before), targets.label)
+            record["churn"] = churn(progress.watched[-1], seen)
         batches = progress.sums.pop("batches", 0.0)
         record |= {name: value / batches for name, value in progress.sums.items()}
         at_zero_shot = progress.records[0]["histogram"] if progress.records else counts.tolist()
-        if config.collapse == "stop" and collapsed(counts, torch.tensor(at_zero_shot)):
+        if config.collapse == "stop" and collapsed(counts, torch.tensor(at_zero_shot), self.prior):
             progress.stopped = (
                 "the pseudo-labels have collapsed to few of the classes that were used at first"
             )
@@ -265,7 +268,7 @@ class Trainer:
         record["chosen_epoch"] = progress.best_epoch
         progress.records.append(record)
         progress.watched.append(seen)
-        progress.indices = self.watched.original(diagnosis.indices)
+        progress.indices = torch.tensor(self.watched.indices)
 
     def _choose(self, epoch: int, found: float) -> None:
         """Remember the weights if they are the ones to keep so far."""
@@ -299,7 +302,8 @@ class Trainer:
     def _plain_batches(self) -> Iterator[PlainBatch | None]:
         """The watched clouds as they are."""
         config = self.config
-        plain = PlainSamples(self.watched, image_size=self.student.image_size, views=config.views)
+        size = self.student.image_size if self.samples.settings.looked_at else None
+        plain = PlainSamples(self.watched, image_size=size, views=config.views)
         return plain_batches(plain, config.batch_size, config.workers)
 
     @staticmethod

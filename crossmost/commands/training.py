@@ -80,9 +80,17 @@ def train(
         typer.Option(help="Processes that read and augment; default: none on a CPU, up to 8 beside a GPU."),
     ] = None,
     split: Split = None,
-    up_axis: UpAxis = "z",
+    up_axis: Annotated[
+        str | None,
+        typer.Option(help="What points up in your files: x, y, z (default), -x, -y, -z; resumed: as before."),
+    ] = None,
     columns: Columns = None,
-    color: Color = "auto",
+    color: Annotated[
+        str | None,
+        typer.Option(
+            "--color", "--colour", help="auto (default): use it where there is some; none: ignore it."
+        ),
+    ] = None,
     clip: Clip = None,
     clip_weights: ClipWeights = None,
     test: Annotated[
@@ -101,6 +109,7 @@ def train(
         make_config,
         parse_assignments,
         read_options,
+        without_effect,
     )
 
     direct: dict[str, Any] = {
@@ -110,12 +119,18 @@ def train(
     stated = {**given, **parse_assignments(assignments or [])}
     of_file = beside_another_recipe(read_options(config), stated.get("recipe")) if config else {}
     settings = make_config({**of_file, **stated})
+    for line in without_effect(settings, stated):
+        typer.echo(f"warning: {line}", err=True)
     if print_config:
         typer.echo(explained_yaml(settings), nl=False)
         return
     if data is None or out is None or (base is None and not resume):
         raise InputError("expected DATA, --base and --out (with --resume: DATA and --out)")
-    reading = workflows.Reading(up_axis=up_axis, columns=columns, color=color)
+    as_read = {
+        name: value
+        for name, value in {"up_axis": up_axis, "columns": columns, "color": color}.items()
+        if value is not None
+    }
     if resume:
         machine: dict[str, Any] = {name: given.pop(name) for name in ("device", "workers") if name in given}
         fixed = {
@@ -127,7 +142,7 @@ def train(
                 f"expected no --{changed[0]} with --resume: a run goes on with the options it began with"
             )
         workflows.resume_training(
-            data, out, reading,
+            data, out, as_read,
             split=split, test=test, ignore_labels=ignore_labels, tensorboard=tensorboard, machine=machine,
         )  # fmt: skip
         return
@@ -140,7 +155,7 @@ def train(
         spaces=settings.recipe == "crossmost",  # the published code keeps the underscores
     )
     workflows.start_training(
-        data, find_base(base), words, settings, out, reading,
+        data, find_base(base), words, settings, out, workflows.Reading(**as_read),
         split=split, test=test, ignore_labels=ignore_labels, tensorboard=tensorboard,
     )  # fmt: skip
 

@@ -120,6 +120,8 @@ class SampleSettings:
         strong: the student's point augmentation.
         scan_severity: a simulated scan before it, or "none".
         photometric: whether the student's rendered views go through RandAugment too, as published.
+        looked_at: whether anything looks at views. Where nothing does, none is read or rendered, and the generator is
+            used as if there were: the clouds are those of a run that looks.
     """
 
     seed: int
@@ -130,6 +132,7 @@ class SampleSettings:
     strong: PointAugment
     scan_severity: str = "none"
     photometric: bool = False
+    looked_at: bool = True
 
 
 class Loaded(NamedTuple):
@@ -228,6 +231,10 @@ class TrainingSamples(Dataset[tuple[Any, ...] | None]):
             one = int(rng.integers(total))
             return [one] if settings.teacher_sees == 1 else [one, *spread(total, settings.views)]
 
+        if not settings.looked_at:
+            choose(len(self.clouds.views(index) or range(settings.views)))
+            rng.integers(2**31, size=2)
+            return None, None
         chosen, *several = views_of(self.clouds, index, cloud, choose, count=settings.views, size=size)
         shown = several or [chosen]  # one view, the same for teacher and student, as published
         seeds = rng.integers(2**31, size=2)

@@ -23,6 +23,7 @@ from crossmost.config import TrainConfig, fit_to_base, make_config
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.samples import PlainSamples, TrainingSamples, plain_batches
 from crossmost.errors import InputError
+from crossmost.models.student import DualEncoder
 from crossmost.runtime.vocabulary import Vocabulary
 
 MakeConfig = Callable[..., TrainConfig]
@@ -197,12 +198,25 @@ def test_it_is_the_run_of_a_base_with_images_in_the_same_mode(
         assert not more["image_center"].any()
         assert all(torch.equal(more[key], value) for key, value in less.items())
     more, less = (trainer.progress.records for trainer in trainers)
-    of_images = ("watched/agreement", "agreement")
-    for seen, unseen in zip(more, less, strict=True):
-        assert 0 <= seen["watched/agreement"] <= 1
-        assert {key: value for key, value in seen.items() if key not in of_images} == {
-            key: value for key, value in unseen.items() if key not in of_images
-        }
+    assert more == less
+    assert all(record["watched/agreement"] is None for record in more)
+
+
+def test_an_image_tower_that_is_there_is_left_alone(
+    tiny_base: Path,
+    tiny_vocabulary: Vocabulary,
+    tiny_config: MakeConfig,
+    shapes: CloudDataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config(mode="point-only", epochs=1)
+    trainer = Trainer(
+        build_student(*load_base(tiny_base), tiny_vocabulary, config), shapes.unlabelled(), config
+    )
+    assert trainer.student.image_size is not None
+    monkeypatch.setattr(DualEncoder, "image_features", lambda *_: pytest.fail("looked at a view"))
+    trainer.fit(lambda _: None, lambda _: None)
+    assert trainer.progress.epoch == 1
 
 
 class TestLabels:

@@ -136,6 +136,7 @@ def test_the_average_can_name_a_class_that_neither_branch_prefers() -> None:
 @FEW
 def test_agreement_keeps_equal_labels_of_at_least_little_confidence(reference: ModuleType, seed: int) -> None:
     point, image = posteriors(seed, classes=8, sharpness=0.3)
+    assert not agreed(point, image, point_confidence=1e-3).point.kept.any()
     found = agreed(point, image)
     for row, (label, kept) in enumerate(reference.agreement(reference.f64(point), reference.f64(image))):
         assert bool(found.point.kept[row]) == bool(found.image.kept[row]) == kept

@@ -52,6 +52,33 @@ def test_the_score_rises_with_agreement_and_with_information() -> None:
     assert score(half, p, half.image.softmax(1), "separate") == pytest.approx(expected)
 
 
+UNEVEN = torch.tensor([0.91] + [0.01] * 9)
+
+
+@pytest.mark.parametrize("mode", ["joint", "point-only", "image-only"])
+def test_expected_shares_make_the_teacher_that_is_right_the_better_one(mode: Mode) -> None:
+    truth = torch.tensor([0] * 91 + list(range(1, 10)))
+    halfway = truth.clone()
+    halfway[:40] = torch.arange(40) % 9 + 1  # as even as a wrong zero-shot is
+    right, wrong = (20 * torch.eye(10)[labels] for labels in (truth, halfway))
+
+    def looks(logits: torch.Tensor, prior: torch.Tensor | None) -> float:
+        posterior = logits.softmax(1)
+        return score(Diagnosis(torch.arange(100), logits, logits), posterior, posterior, mode, prior)
+
+    assert looks(right, UNEVEN) > looks(wrong, UNEVEN)
+    assert looks(right, None) < looks(wrong, None)
+    even = torch.full((10,), 0.1)
+    assert looks(wrong, even) == pytest.approx(looks(wrong, None), abs=1e-6)
+
+
+def test_what_was_expected_is_no_collapse() -> None:
+    at_first, truth = torch.tensor([51] + [5] * 9), torch.tensor([91] + [1] * 9)
+    assert collapsed(truth, at_first)
+    assert not collapsed(truth, at_first, UNEVEN)
+    assert collapsed(torch.tensor([100] + [0] * 9), at_first, torch.full((10,), 0.1))
+
+
 @pytest.mark.parametrize(("mode", "own"), [("point-only", 0), ("image-only", 1)])
 def test_a_branch_that_is_not_trained_does_not_count(mode: Mode, own: int) -> None:
     sure, index = 20 * torch.eye(6), torch.arange(6)
@@ -62,4 +89,4 @@ def test_a_branch_that_is_not_trained_does_not_count(mode: Mode, own: int) -> No
 
 
 def test_the_score_takes_predictions_and_nothing_else() -> None:
-    assert list(inspect.signature(score).parameters) == ["diagnosis", "point", "image", "mode"]
+    assert list(inspect.signature(score).parameters) == ["diagnosis", "point", "image", "mode", "prior"]

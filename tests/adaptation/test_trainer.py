@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from crossmost.adaptation import trainer as module
-from crossmost.adaptation.diagnosis import Diagnosis
+from crossmost.adaptation.diagnosis import NOT_READ, Diagnosis
 from crossmost.adaptation.sampling import WatchedClouds
 from crossmost.adaptation.schedules import ema_decay
 from crossmost.adaptation.trainer import Record, Trainer
@@ -366,7 +366,24 @@ def test_bad_files_are_skipped_named_and_end_nothing(
     fit(trainer)
     assert trainer.progress.step == 3
     assert set(partly_bad.bad) == {"shape4", "shape17"}
-    assert all(len(labels) == 22 for labels in trainer.progress.watched)
+    for labels in trainer.progress.watched:
+        assert (labels == NOT_READ).nonzero().flatten().tolist() == [4, 17]
+
+
+def test_a_file_that_is_unreadable_for_a_while_ends_nothing(
+    start: Start, shapes: CloudDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(shapes, epochs=3, workers=0)
+    real, reviews = trainer.watched.try_load, []
+
+    def unsteady(index: int) -> np.ndarray | None:
+        reviews.append(index)
+        return None if index == 5 and reviews.count(5) == 3 else real(index)
+
+    monkeypatch.setattr(trainer.watched, "try_load", unsteady)
+    fit(trainer)
+    assert [int((labels == NOT_READ).sum()) for labels in trainer.progress.watched] == [0, 0, 1, 0]
+    assert all(0 <= record["churn"] <= 1 for record in trainer.progress.records[1:])
 
 
 def test_a_batch_without_a_readable_cloud_is_passed_over(

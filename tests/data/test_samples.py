@@ -141,6 +141,19 @@ def test_the_teacher_sees_one_view_or_all_of_them(shapes: CloudDataset, sees: in
     assert strong_view.shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize("sees", [1, 2])
+def test_where_nothing_looks_at_views_the_clouds_are_the_same(shapes: CloudDataset, sees: int) -> None:
+    settings = replace(SETTINGS, teacher_sees=sees)
+    for key in ((0, 0), (1, 7)):
+        seen = TrainingSamples(shapes, settings)[key]
+        unseen = TrainingSamples(shapes, replace(settings, looked_at=False))[key]
+        assert seen is not None
+        assert unseen is not None
+        assert (unseen[2], unseen[4]) == (None, None)
+        np.testing.assert_array_equal(unseen[1], seen[1])
+        np.testing.assert_array_equal(unseen[3], seen[3])
+
+
 def test_the_users_own_pictures_are_used_where_there_are_some(
     tmp_path: Path, write_shapes: Callable[..., Path], open_shapes: Callable[[Path], CloudDataset]
 ) -> None:

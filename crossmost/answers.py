@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crossmost.checkpoints.atomic import replacing, sync
 from crossmost.checkpoints.destination import check_destination
+from crossmost.checkpoints.run_files import is_run
 from crossmost.data.catalog import printable
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.folder import FolderSource
@@ -24,6 +25,7 @@ from crossmost.runtime.classifier import Classifier
 from crossmost.runtime.manifest import MANIFEST, load_manifest
 from crossmost.runtime.prediction import Prediction
 from crossmost.runtime.recording import is_recording, read_recording
+from crossmost.zoo_models import list_models
 
 AT_ONCE = 16
 """Clouds a call: enough for the encoder, few enough for the first answers to come soon."""
@@ -62,6 +64,7 @@ def predict(
     Raises:
         InputError: nothing that can be classified.
     """
+    refuse_unexported(bundle)
     recorded = is_recording(path)
     if recorded and (split or reading.columns):
         unused = "--split" if split else "--columns"
@@ -89,6 +92,22 @@ def predict(
     if not answered:
         reason = next(iter(bad.values()), "there are none")
         raise InputError(f"{path}: expected clouds to classify, found none that can be read: {reason}")
+
+
+def refuse_unexported(path: Path) -> None:
+    """Say how a bundle is made of what was given in place of one.
+
+    Raises:
+        InputError: a run, a base, or the name of a public encoder.
+    """
+    run, base = is_run(path), path.suffix == ".safetensors" and path.is_file()
+    public = not path.exists() and str(path) in [model.name for model in list_models()]
+    if run or base or public:
+        classes = "" if run else " --classes mug,bowl"
+        raise InputError(
+            f"{path}: expected a bundle, found {'a run' if run else 'a base'}: make one with "
+            f"`crossmost export {path} --out {path.stem}.bundle{classes}`"
+        )
 
 
 def named_classes(text: str | None) -> tuple[str, ...] | Path | None:

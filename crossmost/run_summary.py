@@ -39,13 +39,14 @@ def summarize_run(folder: Path) -> list[str]:
     lines = [f"{name:<20} {value}" for name, value in facts.items()]
     lines.append(f"{'classes':<20} {len(names)}: {' '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
     if measured and measured.get("zero_shot"):
+        of = measured.get("data", {}).get("name", "a data set")  # runs did not always note it
         shares = (
             f"{branch} {before:.1%} -> {measured['adapted'][branch]:.1%}"
             for branch, before in measured["zero_shot"].items()
             if before is not None
         )
         lines.append(
-            f"{'last measured':<20} {measured['n']} clouds ({measured['split']}): {', '.join(shares)}"
+            f"{'last measured':<20} {measured['n']} clouds of {of} ({measured['split']}): {', '.join(shares)}"
         )
     lines.append(f"{'reports':<20} {', '.join(reports) or 'none'}")
     return lines + [f"warning: {line}" for line in warnings]

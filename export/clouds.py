@@ -47,21 +47,14 @@ def sample_clouds(sample: Sample) -> VerificationClouds:
 
 def spread(clouds: VerificationClouds, most: int) -> VerificationClouds:
     """At most `most` of the clouds, evenly spaced."""
-    chosen = np.unique(np.linspace(0, len(clouds.ids) - 1, most).round().astype(int))
-    ids, points = (tuple(entries[index] for index in chosen) for entries in (clouds.ids, clouds.points))
-    return VerificationClouds(
-        clouds.name, ids, points, None if clouds.labels is None else clouds.labels[chosen]
-    )
+    return _chosen(clouds, np.unique(np.linspace(0, len(clouds.ids) - 1, most).round().astype(int)))
 
 
 def others(clouds: VerificationClouds, than: VerificationClouds) -> VerificationClouds:
     """The clouds that are not among others, or all of them where none is left."""
     taken = set(than.ids) if clouds.name == than.name else set()
-    chosen = [index for index, name in enumerate(clouds.ids) if name not in taken] or range(len(clouds.ids))
-    ids, points = (tuple(entries[index] for index in chosen) for entries in (clouds.ids, clouds.points))
-    return VerificationClouds(
-        clouds.name, ids, points, None if clouds.labels is None else clouds.labels[list(chosen)]
-    )
+    left = np.flatnonzero([name not in taken for name in clouds.ids])
+    return _chosen(clouds, left) if len(left) else clouds
 
 
 def simulated_clouds(card: PointCard, count: int) -> VerificationClouds:
@@ -73,6 +66,15 @@ def simulated_clouds(card: PointCard, count: int) -> VerificationClouds:
         tuple(f"{name}-{index}" for index, name in enumerate(names)),
         tuple(_scanned(name, card, rng) for name in names),
         None,
+    )
+
+
+def _chosen(clouds: VerificationClouds, indices: NDArray[np.int64]) -> VerificationClouds:
+    return VerificationClouds(
+        clouds.name,
+        tuple(clouds.ids[index] for index in indices),
+        tuple(clouds.points[index] for index in indices),
+        None if clouds.labels is None else clouds.labels[indices],
     )
 
 

@@ -117,7 +117,7 @@ def moved_clouds(
     """
     for index, (name, points) in enumerate(zip(fed.ids[:count], fed.points[:count], strict=True)):
         given = points[: max(1, card.least // 2)].copy() if index == 0 else points.copy()
-        given[:, :3] = 3.0 * given[:, :3] + np.float32([1.0, -2.0, 0.5])
+        given[:, :3] = 3.0 * given[:, :3] + np.array([1.0, -2.0, 0.5], np.float32)
         expected = given.copy()
         expected[:, :3] = normalize(given[:, :3])
         yield name, given, fill(expected, card.least)

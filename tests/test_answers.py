@@ -194,6 +194,16 @@ class TestPredict:
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
+    def test_what_is_no_bundle_yet_says_how_one_is_made(self, finished_run, tiny_base, crossmost, folder):
+        for given, found, classes in (
+            (finished_run, "a run", ""), (tiny_base, "a base", " --classes mug,bowl"),
+            ("uni3d-b", "a base", " --classes mug,bowl"),
+        ):  # fmt: skip
+            done = crossmost("predict", given, folder)
+            assert done.exit_code == 2
+            assert f"found {found}: make one with `crossmost export {given} --out " in done.stderr
+            assert done.stderr.rstrip().endswith(f".bundle{classes}`")
+
     def test_nothing_readable_is_an_error(self, bundle, crossmost, tmp_path):
         np.save(tmp_path / "a.npy", np.full((9, 3), np.nan))
         done = crossmost("predict", bundle("fp32"), tmp_path)

@@ -22,6 +22,7 @@ from crossmost.checkpoints.base import (
     load_base,
     read_architecture,
 )
+from crossmost.checkpoints.run_files import CLASSES, CONFIG, is_run
 from crossmost.checkpoints.sample import SAMPLE
 from crossmost.checkpoints.store import STATE_FILE, Generation, Weights, load_generation, save_generation
 from crossmost.config import TrainConfig, make_config, read_options
@@ -30,7 +31,7 @@ from crossmost.models.student import DualEncoder, Student
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 
 FORMAT = "crossmost-run/2"
-BASE, CLASSES, CONFIG, METRICS = "base.safetensors", "classes.npz", "config.yaml", "metrics.jsonl"
+BASE, METRICS = "base.safetensors", "metrics.jsonl"
 PSEUDO_LABELS, PROVENANCE = "pseudo_labels.npz", "provenance.json"
 BEGUN = "crossmost"
 """The entry of the provenance that says with which version a run began; nobody else's provenance has it."""
@@ -137,11 +138,6 @@ def save_run(
     metadata = {"format": FORMAT, **describe(architecture)}
     weights = {name: Weights(chosen[name], metadata) for name in NAMES}
     save_generation(folder, Generation(step, weights, state))
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run that can be loaded or resumed."""
-    return (folder / CONFIG).is_file() and (folder / CLASSES).is_file()
 
 
 def _is_begun(folder: Path) -> bool:

@@ -8,14 +8,10 @@ from typing import Annotated
 
 import typer
 
+from crossmost.checkpoints.run_files import is_run
 from crossmost.commands.app import command
 from crossmost.commands.options import Columns, Json, Split, UpAxis
 from crossmost.errors import InputError
-
-
-def holds_run(path: Path) -> bool:
-    """Whether a folder holds a run: asked here without torch, which a robot's `inspect` has not."""
-    return all((path / name).is_file() for name in ("config.yaml", "classes.npz", "provenance.json"))
 
 
 @command(epilog="Example: `crossmost inspect scans/ --up-axis y`")
@@ -35,7 +31,7 @@ def inspect(
 
         typer.echo(json.dumps(describe(path)) if as_json else "\n".join(summarize(path)))
         return
-    if holds_run(path):
+    if is_run(path):
         from crossmost.run_summary import describe_run, summarize_run
 
         typer.echo(json.dumps(describe_run(path)) if as_json else "\n".join(summarize_run(path)))
@@ -67,7 +63,7 @@ def render(
     columns: Columns = None,
 ) -> None:
     """Draw views as training does, as one contact sheet; --points of the base's N gives the very same clouds."""
-    if holds_run(path):
+    if is_run(path):
         raise InputError(
             f"{path}: expected clouds to draw, found a run: its report.html shows some of its own"
         )

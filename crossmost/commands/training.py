@@ -126,11 +126,6 @@ def train(
         return
     if data is None or out is None or (base is None and not resume):
         raise InputError("expected DATA, --base and --out (with --resume: DATA and --out)")
-    as_read = {
-        name: value
-        for name, value in {"up_axis": up_axis, "columns": columns, "color": color}.items()
-        if value is not None
-    }
     if resume:
         machine: dict[str, Any] = {name: given.pop(name) for name in ("device", "workers") if name in given}
         fixed = {
@@ -142,7 +137,7 @@ def train(
                 f"expected no --{changed[0]} with --resume: a run goes on with the options it began with"
             )
         workflows.resume_training(
-            data, out, as_read,
+            data, out, {"up_axis": up_axis, "columns": columns, "color": color},
             split=split, test=test, ignore_labels=ignore_labels, tensorboard=tensorboard, machine=machine,
         )  # fmt: skip
         return
@@ -155,7 +150,8 @@ def train(
         spaces=settings.recipe == "crossmost",  # the published code keeps the underscores
     )
     workflows.start_training(
-        data, find_base(base), words, settings, out, workflows.Reading(**as_read),
+        data, find_base(base), words, settings, out,
+        workflows.Reading(up_axis or "z", columns, color or "auto"),
         split=split, test=test, ignore_labels=ignore_labels, tensorboard=tensorboard,
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Evaluation:
         before: zero-shot, branch to (n, C).
         after: adapted, branch to (n, C).
         labels: (n,) positions in `names`, or None.
+        data: what the figures are of: the data set and how it was read.
     """
 
     names: tuple[str, ...]
@@ -44,6 +45,7 @@ class Evaluation:
     before: Posteriors
     after: Posteriors
     labels: NDArray[np.int64] | None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def metrics(self, posteriors: Posteriors) -> dict[str, BranchMetrics]:
         """Metrics of each branch; needs labels."""
@@ -59,7 +61,7 @@ class Evaluation:
             for branch, p in self.before.items()
         }
         found: dict[str, Any] = {"n": len(self.index), "split": self.split, "changed": absent | changed}
-        found |= {"zero_shot": None, "adapted": None}
+        found |= {"data": dict(self.data), "zero_shot": None, "adapted": None}
         if self.labels is not None:
             moments = {"zero_shot": self.metrics(self.before), "adapted": self.metrics(self.after)}
             for moment, metrics in moments.items():
@@ -126,8 +128,30 @@ def evaluate_run(
     index, before = posteriors(run.zero_shot, clouds, run.temperatures["zero_shot"], **options)  # type: ignore[arg-type]
     _, after = posteriors(run.adapted, clouds, run.temperatures["adapted"], **options)  # type: ignore[arg-type]
     return Evaluation(
-        run.vocabulary.names, clouds.split, index, before, after, None if labels is None else labels[index]
+        run.vocabulary.names,
+        clouds.split,
+        index,
+        before,
+        after,
+        None if labels is None else labels[index],
+        facts(run, clouds),
     )
+
+
+def facts(run: Run, clouds: CloudDataset) -> dict[str, Any]:
+    """What a figure means nothing without: the clouds, how they were read and seen, and the words for their classes."""
+    preparation = clouds.preparation
+    return {
+        "name": clouds.name,
+        "contents_sha256": clouds.contents(),
+        "points": preparation.points,
+        "colour": preparation.color if preparation.channels == 6 else "none",
+        "up_axis": preparation.up_axis,
+        "columns": preparation.columns,
+        "views": run.config.views if run.zero_shot.image_size else None,
+        "text_model": run.vocabulary.tag,
+        "prompts": list(run.vocabulary.prompts),
+    }
 
 
 def pseudo_label_accuracy(folder: Path, clouds: CloudDataset, names: tuple[str, ...]) -> Mapping[int, float]:

@@ -97,12 +97,17 @@ class TestEvaluateRun:
         found = evaluate_run(run, other, device="cpu")
         assert found.labels is not None
         assert found.labels.tolist() == evaluation.labels.tolist()
-        assert found.to_dict() == evaluation.to_dict()
+        assert found.to_dict() | {"data": None} == evaluation.to_dict() | {"data": None}
 
     def test_figures_follow_from_the_posteriors(self, evaluation: Evaluation) -> None:
         found = evaluation.to_dict()
         assert json.loads(json.dumps(found)) == found
         assert (found["n"], found["split"]) == (24, "all")
+        data = found["data"]
+        assert (data["points"], data["colour"], data["up_axis"], data["views"]) == (64, "none", "z", 2)
+        assert data["name"]
+        assert len(data["contents_sha256"]) == 64
+        assert data["prompts"] == []
         for moment, posteriors in (("zero_shot", evaluation.before), ("adapted", evaluation.after)):
             for branch in BRANCHES:
                 right = posteriors[branch].argmax(axis=1) == evaluation.labels
@@ -114,7 +119,7 @@ class TestEvaluateRun:
         assert found.labels is None
         said = found.to_dict()
         assert said | {"changed": None} == {
-            "n": 24, "split": "all", "changed": None, "zero_shot": None, "adapted": None,
+            "n": 24, "split": "all", "changed": None, "data": said["data"], "zero_shot": None, "adapted": None,
         }  # fmt: skip
         for branch, share in said["changed"].items():
             differ = found.before[branch].argmax(1) != found.after[branch].argmax(1)

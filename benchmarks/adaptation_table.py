@@ -256,7 +256,7 @@ def full_tables(results: Sequence[Result]) -> str:
 
 def short_table(results: Sequence[Result]) -> str:
     """The rows that a reader of the front page asks for: accuracy of the points, which a robot classifies with."""
-    names = [ZERO_SHOT, "centered", "point-only", "separate", REFERENCE, "joint"]
+    names = [ZERO_SHOT, "centered", "point-only", "separate", "agreement", REFERENCE, "joint"]
     by_pair = {pair: lines_of(results, pair, names) for pair in PAIRS}
     by_pair = {pair: lines for pair, lines in by_pair.items() if lines}
     rows = []

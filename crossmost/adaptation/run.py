@@ -61,8 +61,8 @@ def train(
     config: TrainConfig,
     folder: Path,
     *,
-    on_batch: OnBatch,
-    on_epoch: OnEpoch,
+    on_batch: OnBatch = lambda _: None,
+    on_epoch: OnEpoch = lambda _: None,
     on_warning: OnWarning = lambda _: None,
     notes: Mapping[str, Any] | None = None,
 ) -> Outcome:
@@ -107,7 +107,12 @@ def train(
 
 
 def resume(
-    clouds: CloudDataset, folder: Path, config: TrainConfig, *, on_batch: OnBatch, on_epoch: OnEpoch
+    clouds: CloudDataset,
+    folder: Path,
+    config: TrainConfig,
+    *,
+    on_batch: OnBatch = lambda _: None,
+    on_epoch: OnEpoch = lambda _: None,
 ) -> Outcome:
     """Continue a run where it was saved last, to the weights it would have had without the interruption.
 

@@ -312,6 +312,7 @@ def run_progress(
 
 def _finish(run: Run, config: TrainConfig, clouds: CloudDataset, shown: CloudDataset) -> Evaluation:
     """Evaluate a finished run on the clouds of its report, and write it."""
+    typer.echo(f"comparing zero-shot and adapted on {len(shown)} clouds", err=True)
     evaluation = evaluate_run(run, shown, device=config.device, workers=config.workers)
     write_json_atomic(run.folder / EVALUATION, evaluation.to_dict())
     report = write_run_report(run, evaluation, shown, clouds)

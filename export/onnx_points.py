@@ -15,7 +15,6 @@ from onnx import compose, parser
 from crossmost.models.point_cards import PointCard
 from crossmost.runtime.sampling import squared_radius
 
-DOMAIN = "crossmost"
 ALREADY_NORMALIZED = 1e-5
 """A cloud whose centroid and extent are this close to 0 and 1 passes through untouched, bit for bit: what the runtime
 normalised in float64 must not be rounded once more."""

@@ -17,6 +17,7 @@ from crossmost.models.student import Student
 SEARCH_STEPS = 40
 TEMPERATURES = (0.25, 16.0)
 """Range searched for a branch's temperature, relative to the one it was trained with."""
+NONE_READ = "none of the clouds to look at could be read"
 
 
 class Diagnosis(NamedTuple):
@@ -63,22 +64,22 @@ def project(
             image = model.project_image(model.image_features(seen.views.pixels)).float()
             yield Projected(batch.indices, point, image, seen.views.counts)
     if none:
-        raise WorkFailed("none of the clouds to look at could be read")
+        raise WorkFailed(NONE_READ)
 
 
 @torch.no_grad()
 def classified(model: Student, projected: Iterable[Projected]) -> Diagnosis:
     """Classify what was projected, about the model's centers; logits on the CPU."""
-    found = [
-        (
-            batch.indices.cpu(),
-            model.classify(model.place_point(batch.point)).cpu(),
-            None if batch.image is None else _mean_logits(model, batch.image, batch.counts).cpu(),
-        )
-        for batch in projected
-    ]
-    indices, point, images = zip(*found, strict=True)
-    return Diagnosis(torch.cat(indices), torch.cat(point), None if images[0] is None else torch.cat(images))
+    return _joined(
+        [
+            Diagnosis(
+                batch.indices.cpu(),
+                model.classify(model.place_point(batch.point)).cpu(),
+                None if batch.image is None else _mean_logits(model, batch.image, batch.counts).cpu(),
+            )
+            for batch in projected
+        ]
+    )
 
 
 def _mean_logits(model: Student, rows: Tensor, counts: Sequence[int]) -> Tensor:
@@ -101,7 +102,26 @@ def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch
     Raises:
         WorkFailed: no cloud could be read.
     """
-    return classified(model, project(model, batches, device))
+    return diagnose_all([model], batches, device)[0]
+
+
+def diagnose_all(
+    models: Sequence[Student], batches: Iterable[PlainBatch | None], device: torch.device
+) -> list[Diagnosis]:
+    """The same for several models, each cloud read and rendered once; the models see the same size of views."""
+    parts: list[list[Diagnosis]] = [[] for _ in models]
+    for batch in batches:
+        if batch is not None:
+            for model, own in zip(models, parts, strict=True):
+                own.append(classified(model, project(model, [batch], device)))
+    if not all(parts):
+        raise WorkFailed(NONE_READ)
+    return [_joined(own) for own in parts]
+
+
+def _joined(parts: Sequence[Diagnosis]) -> Diagnosis:
+    indices, point, images = zip(*parts, strict=True)
+    return Diagnosis(torch.cat(indices), torch.cat(point), None if images[0] is None else torch.cat(images))
 
 
 def point_logits(model: Student, points: tuple[Tensor, Tensor]) -> Tensor:

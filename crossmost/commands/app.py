@@ -60,7 +60,6 @@ EXTRAS = {
         "yaml",
         "rich",
         "PIL",
-        "sklearn",
     },
     "export": {"onnx", "onnxscript", "onnx_ir", "polygraphy", "filelock"},
     "cpu": {"onnxruntime"},

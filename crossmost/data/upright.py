@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +35,8 @@ class UpGuess:
     share: dict[str, float]
 
 
-def guess_up_axis(clouds: Iterable[NDArray[np.float32]]) -> UpGuess:
-    """Guess the up axis that clouds of everyday objects have in common.
+def decide(chances: NDArray[np.float64]) -> UpGuess:
+    """Guess the up axis that clouds of everyday objects have in common, or none.
 
     Objects touch the ground with a wide part, below their middle, and look different upside down. One cloud
     seldom tells (it must reach a probability of 0.9), many of different classes together mostly do (0.4 on
@@ -50,15 +49,6 @@ def guess_up_axis(clouds: Iterable[NDArray[np.float32]]) -> UpGuess:
     | CC0 low-poly models | .01 | 1.00 | .55 | 1.00 |
     | ModelNet40 airplanes and bathtubs | .14 | 1.00 | 1.00 | 1.00 |
     | one-sided street LiDAR (lidarnet4) | .02 | .11 | .00 | - |
-
-    Args:
-        clouds: at least one, (n, 3+) float32 each, normalised, in the file's own axes.
-    """
-    return decide(np.array([up_probabilities(cloud[:, :3]) for cloud in clouds]))
-
-
-def decide(chances: NDArray[np.float64]) -> UpGuess:
-    """Settle on the axis that the probabilities of several clouds agree on, or on none.
 
     Args:
         chances: (clouds, 6), at least one, each as `up_probabilities` gives them.

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.adaptation.devices import choose_device
-from crossmost.adaptation.diagnosis import diagnose
+from crossmost.adaptation.diagnosis import Diagnosis, diagnose_all
 from crossmost.checkpoints.run import PSEUDO_LABELS, Run
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.samples import PlainSamples, plain_batches
 from crossmost.errors import InputError
 from crossmost.evaluation.metrics import BranchMetrics, both_branches, branch_metrics, softmax
-from crossmost.models.student import Student
 
 BRANCHES = ("point", "image", "both")
 MOST_TOGETHER = 64
@@ -73,38 +72,21 @@ class Evaluation:
         return found
 
 
-def posteriors(
-    model: Student,
-    clouds: CloudDataset,
-    temperatures: tuple[float, float],
-    *,
-    views: int,
-    batch_size: int,
-    device: str,
-    workers: int | None,
-) -> tuple[NDArray[np.int64], Posteriors]:
-    """Classify every cloud that can be read.
+def posteriors(diagnosis: Diagnosis, temperatures: tuple[float, float]) -> Posteriors:
+    """What a network says of n clouds.
 
     Args:
-        model: in evaluation mode.
-        clouds: prepared for the model's card.
+        diagnosis: its logits.
         temperatures: of the point and the image branch.
-        views: rendered around a cloud that brings none.
-        batch_size: clouds in a batch.
-        device: name.
-        workers: processes that read.
 
     Returns:
-        (n,) positions in the dataset, and branch to (n, C): "point", and with an image branch "image" and "both".
+        Branch to (n, C): "point", and with an image branch "image" and "both".
     """
-    place = choose_device(device)
-    samples = PlainSamples(clouds, image_size=model.image_size, views=views)
-    diagnosis = diagnose(model.to(place), plain_batches(samples, batch_size, workers), place)
     point = softmax(diagnosis.point.numpy() / temperatures[0])
     if diagnosis.image is None:
-        return diagnosis.indices.numpy(), {"point": point}
+        return {"point": point}
     image = softmax(diagnosis.image.numpy() / temperatures[1])
-    return diagnosis.indices.numpy(), {"point": point, "image": image, "both": both_branches(point, image)}
+    return {"point": point, "image": image, "both": both_branches(point, image)}
 
 
 def evaluate_run(
@@ -123,10 +105,13 @@ def evaluate_run(
     """
     labels = None if clouds.labels is None else clouds.label_indices(run.vocabulary.names)
     clouds.probe()
-    together = min(MOST_TOGETHER, run.config.batch_size)
-    options = {"views": run.config.views, "batch_size": together, "device": device, "workers": workers}
-    index, before = posteriors(run.zero_shot, clouds, run.temperatures["zero_shot"], **options)  # type: ignore[arg-type]
-    _, after = posteriors(run.adapted, clouds, run.temperatures["adapted"], **options)  # type: ignore[arg-type]
+    place = choose_device(device)
+    samples = PlainSamples(clouds, image_size=run.zero_shot.image_size, views=run.config.views)
+    batches = plain_batches(samples, min(MOST_TOGETHER, run.config.batch_size), workers)
+    zero_shot, adapted = diagnose_all([run.zero_shot.to(place), run.adapted.to(place)], batches, place)
+    before = posteriors(zero_shot, run.temperatures["zero_shot"])
+    after = posteriors(adapted, run.temperatures["adapted"])
+    index = zero_shot.indices.numpy()
     return Evaluation(
         run.vocabulary.names,
         clouds.split,

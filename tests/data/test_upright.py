@@ -1,5 +1,6 @@
 """The guess of the up axis: equivariant, right about many whole objects, unsure where it cannot know."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossmost.data.upright import CANDIDATES, UNSURE, decide, guess_up_axis, up_probabilities
+from crossmost.data.upright import CANDIDATES, UNSURE, UpGuess, decide, up_probabilities
 from crossmost.runtime.orientation import AXES, rotation
 
 DRAWS = 300
@@ -50,12 +51,16 @@ def test_turning_a_cloud_turns_the_guess_with_it(axis: str, seed: int) -> None:
     assert CANDIDATES[int(after.argmax())] == axis
 
 
+def guess(clouds: Iterable[np.ndarray]) -> UpGuess:
+    return decide(np.array([up_probabilities(cloud) for cloud in clouds]))
+
+
 def test_many_tables_agree_and_balls_do_not_tell() -> None:
-    assert guess_up_axis([table(seed) for seed in range(8)]).axis == "z"
+    assert guess(table(seed) for seed in range(8)).axis == "z"
     rng = np.random.default_rng(0)
     balls = rng.normal(size=(8, 1000, 3)).astype(np.float32)
     balls /= np.linalg.norm(balls, axis=2, keepdims=True)
-    assert guess_up_axis(balls).axis == UNSURE
+    assert guess(balls).axis == UNSURE
 
 
 def test_one_cloud_must_be_surer_than_many() -> None:
@@ -77,7 +82,7 @@ def test_degenerate_clouds_get_probabilities_too(count: int) -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_measured_on_real_clouds_turned_to_y_up(shared_data: Path, name: str) -> None:
-    """Prints, with -s, the row of the table in `guess_up_axis`."""
+    """Prints, with -s, the row of the table in `decide`."""
     chances = np.array([up_probabilities(cloud) for cloud in y_up_clouds(shared_data, name)])
     alone = [decide(one[None]).axis for one in chances]
     rng = np.random.default_rng(0)

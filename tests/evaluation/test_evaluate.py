@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossmost.adaptation.diagnosis import Diagnosis, diagnose
+from crossmost.adaptation.diagnosis import Diagnosis, diagnose_all
 from crossmost.adaptation.run import train
 from crossmost.checkpoints.run import Run, load_run
 from crossmost.config import TrainConfig
@@ -194,12 +194,14 @@ def test_batches_are_no_larger_than_those_it_trained_with(
 ) -> None:
     sizes = []
 
-    def diagnosed(model: Student, batches: Iterable[PlainBatch], device: torch.device) -> Diagnosis:
+    def diagnosed(
+        models: Sequence[Student], batches: Iterable[PlainBatch], device: torch.device
+    ) -> list[Diagnosis]:
         seen = list(batches)
         sizes.extend(len(batch.indices) for batch in seen)
-        return diagnose(model, seen, device)
+        return diagnose_all(models, seen, device)
 
-    monkeypatch.setattr("crossmost.evaluation.evaluate.diagnose", diagnosed)
+    monkeypatch.setattr("crossmost.evaluation.evaluate.diagnose_all", diagnosed)
     few = replace(run, config=run.config.model_copy(update={"batch_size": 5}))
     found, expected = evaluate_run(few, shapes, device="cpu"), evaluate_run(run, shapes, device="cpu")
     assert sizes[:5] == [5, 5, 5, 5, 4]

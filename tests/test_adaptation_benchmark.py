@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import product
 from math import comb
 from pathlib import Path
 
+import adaptation_rows as rows
+import adaptation_run as run
+import adaptation_table as table
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import adaptation_rows as rows
-import adaptation_run as run
-import adaptation_table as table
 from paired import pack, paired_test, unpack
 
 from crossmost.config import SWITCHES, TrainConfig, make_config

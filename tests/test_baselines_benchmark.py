@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import sys
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,21 +18,12 @@ from crossmost.models.point_cards import load_point_card
 from crossmost.models.student import Student
 from crossmost.runtime.vocabulary import Vocabulary
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CLASSES, WIDTH = 4, 16
 
 
-def load(name: str) -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
-features, embeddings = load("baseline_features"), load("baseline_embeddings")
-networks, fine_tuning = load("baseline_networks"), load("baseline_fine_tuning")
-tables, baselines = load("baseline_table"), load("baselines")
+features, embeddings = import_module("baseline_features"), import_module("baseline_embeddings")
+networks, fine_tuning = import_module("baseline_networks"), import_module("baseline_fine_tuning")
+tables, baselines = import_module("baseline_table"), import_module("baselines")
 
 
 def unit(rows: NDArray[Any]) -> NDArray[np.float32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from crossmost.adaptation.diagnosis import Diagnosis
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 diagnosis, tables = (importlib.import_module(name) for name in ("diagnosis", "diagnosis_table"))
 
 

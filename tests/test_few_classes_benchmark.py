@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import few_classes
+import numpy as np
 from baseline_features import Frozen, Split
 
 from crossmost.runtime.vocabulary import Vocabulary

@@ -49,7 +49,7 @@ def load(folder: Path, name: str) -> ModuleType:
     gpu, gpu_backends, gpu_bundle, gpu_checks, gpu_clouds, gpu_kernels, gpu_parity, gpu_reference, gpu_table,
     gpu_timing,
 ) = (
-    load(ROOT / "benchmarks", name)
+    importlib.import_module(name)
     for name in (
         "gpu", "gpu_backends", "gpu_bundle", "gpu_checks", "gpu_clouds", "gpu_kernels", "gpu_parity", "gpu_reference",
         "gpu_table", "gpu_timing",

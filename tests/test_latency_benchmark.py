@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-
-def load(name: str) -> ModuleType:
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
-
-
 latency, fits, tables, figure, worker = map(
-    load, ("latency", "latency_fits", "latency_table", "latency_figure", "latency_worker")
+    import_module, ("latency", "latency_fits", "latency_table", "latency_figure", "latency_worker")
 )
 ENCODERS = ("plain", "eager", "compiled", "fp32", "fp16", "int8")
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-from types import ModuleType
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -15,18 +12,9 @@ from hypothesis import strategies as st
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.vocabulary import Vocabulary
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
-detection, splits, measures = (load(name) for name in ("detection", "open_set_splits", "open_set_measures"))
+detection, splits, measures = (
+    import_module(name) for name in ("detection", "open_set_splits", "open_set_measures")
+)
 
 
 @pytest.fixture

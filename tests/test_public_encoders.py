@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,12 +16,7 @@ from crossmost.zoo import find
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module("public_encoders")
-    finally:
-        sys.path.remove(folder)
+    return importlib.import_module("public_encoders")
 
 
 def row(name: str, seconds: float) -> str:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
 corruptions, changes, robustness, robustness_table, summaries = (
-    load(name) for name in ("corruptions", "changes", "robustness", "robustness_table", "summaries")
+    import_module(name) for name in ("corruptions", "changes", "robustness", "robustness_table", "summaries")
 )
 SEVERITIES = st.integers(1, 5)
 SEEDS = st.integers(0, 2**32 - 1)

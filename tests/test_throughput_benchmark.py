@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import math
-import sys
 import time
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,17 +33,8 @@ BATCH = 6
 REFERENCE = make_config({"recipe": "reference", "batch_size": BATCH, "views": 1})
 
 
-def load(name: str) -> ModuleType:
-    folder = str(Path(__file__).parents[1] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(folder)
-
-
 networks, samples, step, throughput, worker, tables = map(
-    load,
+    import_module,
     ("plain_networks", "plain_samples", "plain_step", "throughput", "throughput_worker", "throughput_table"),
 )
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossmost.adaptation.devices import autocast
 from crossmost.data.samples import PlainBatch
 from crossmost.errors import WorkFailed
 from crossmost.models.grouping import cut
@@ -39,7 +40,10 @@ class Projected(NamedTuple):
 
 @torch.no_grad()
 def project(
-    model: Student, batches: Iterable[PlainBatch | None], device: torch.device
+    model: Student,
+    batches: Iterable[PlainBatch | None],
+    device: torch.device,
+    precision: str = "float32",
 ) -> Iterator[Projected]:
     """Project clouds and all their views, if any, as they are, unmasked and unaugmented.
 
@@ -47,6 +51,7 @@ def project(
         model: in evaluation mode.
         batches: of the clouds to look at; None for a batch without a usable cloud.
         device: the model's.
+        precision: of what the networks compute; what they project is float32.
 
     Raises:
         WorkFailed: no cloud could be read.
@@ -57,12 +62,14 @@ def project(
             continue
         none, seen = False, batch.to(device)
         groups = cut(seen.points.points, model.point_encoder.card, seen.points.sizes)
-        point = model.project_point(model.point_features(groups)).float()
-        if seen.views is None:
-            yield Projected(batch.indices, point, None, ())
-        else:
-            image = model.project_image(model.image_features(seen.views.pixels)).float()
-            yield Projected(batch.indices, point, image, seen.views.counts)
+        image: Tensor | None = None
+        counts: tuple[int, ...] = ()
+        with autocast(device, precision):
+            point = model.project_point(model.point_features(groups)).float()
+            if seen.views is not None:
+                image = model.project_image(model.image_features(seen.views.pixels)).float()
+                counts = seen.views.counts
+        yield Projected(batch.indices, point, image, counts)
     if none:
         raise WorkFailed(NONE_READ)
 
@@ -88,13 +95,19 @@ def _mean_logits(model: Student, rows: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.stack([own.mean(dim=0) for own in logits.split(list(counts))])
 
 
-def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch.device) -> Diagnosis:
+def diagnose(
+    model: Student,
+    batches: Iterable[PlainBatch | None],
+    device: torch.device,
+    precision: str = "float32",
+) -> Diagnosis:
     """Classify clouds and all their views, if any, as they are: `project`, then `classified`, batch by batch.
 
     Args:
         model: in evaluation mode.
         batches: of the clouds to look at; None for a batch without a usable cloud.
         device: the model's.
+        precision: see `project`.
 
     Returns:
         Logits on the CPU.
@@ -102,7 +115,7 @@ def diagnose(model: Student, batches: Iterable[PlainBatch | None], device: torch
     Raises:
         WorkFailed: no cloud could be read.
     """
-    return diagnose_all([model], batches, device)[0]
+    return classified(model, project(model, batches, device, precision))
 
 
 def diagnose_all(

@@ -227,8 +227,7 @@ class Trainer:
     def _review(self, epoch: int) -> None:
         """Look at the teacher without labels: set the dials, write the record, choose, notice collapse."""
         progress, config = self.progress, self.config
-        with autocast(self.device, config.precision):
-            projected = list(project(self.teacher, self._plain_batches(), self.device))
+        projected = list(project(self.teacher, self._plain_batches(), self.device, config.precision))
         if config.center != "none":
             if not progress.records:  # the base as it is, for comparisons with what becomes of it
                 self.labeler.refit(classified(self.teacher, projected))

@@ -37,7 +37,7 @@ def poles(tmp_path: Path) -> CloudDataset:
     return open_dataset(tmp_path, points=64, least=12)
 
 
-def knows_cones(_: Any, batches: Any, __: Any) -> Diagnosis:
+def knows_cones(_: Any, batches: Any, *__: Any) -> Diagnosis:
     """A classifier of four classes that tells them apart where a cloud stands on its tip, and else says the first."""
     logits = []
     for batch in batches:

@@ -39,9 +39,9 @@ from crossmost.data.views import render_views
 from crossmost.models.image_tower import ImageCard, build_image_tower
 from crossmost.models.point_cards import load_point_card
 from crossmost.models.student import DualEncoder
+from crossmost.pretraining import tiny_image_tower
 from crossmost.runtime.preprocess import normalize
 from crossmost.runtime.vocabulary import Vocabulary
-from crossmost.workflows import tiny_image_tower
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "throughput"

@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from crossmost.adaptation.pretrain import PretrainConfig
 from crossmost.checkpoints.atomic import write_json_atomic
 from crossmost.config import make_config
+from crossmost.data.reading import Reading
 from crossmost.data.scanner import scan_dataset
 from crossmost.data.shapes import SHAPES, make_shape
 from crossmost.data.views import contact_sheet, render_views
 from crossmost.errors import InputError
+from crossmost.pretraining import make_base
 from crossmost.runtime.preprocess import normalize
 from crossmost.runtime.vocabulary import Vocabulary
-from crossmost.workflows import Reading, Words, make_base, start_training
+from crossmost.words import Words
+from crossmost.workflows import start_training
 
 CLASSES = SHAPES[:10]
 POINTS = 1024

@@ -8,10 +8,12 @@ from pathlib import Path
 import typer
 
 from crossmost.checkpoints.atomic import json_line
+from crossmost.data.reading import Reading
 from crossmost.export.source import load_exportable
 from crossmost.export.text_files import TextOptions
 from crossmost.export.workflow import ExportOptions, export
-from crossmost.workflows import Reading, Words, say_skipped
+from crossmost.own_clouds import say_skipped
+from crossmost.words import Words
 
 
 def export_bundle(

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from crossmost import __version__, workflows
+from crossmost import __version__, pretraining
 from crossmost.checkpoints.base import Architecture, load_base, save_base
 from crossmost.checkpoints.run import load_run
 from crossmost.checkpoints.store import load_weights
@@ -757,8 +757,8 @@ class TestPretrain:
     @pytest.fixture
     def tiny(self, monkeypatch: pytest.MonkeyPatch, tiny_architecture: Architecture) -> None:
         """Have `pretrain` make tiny encoders."""
-        monkeypatch.setattr(workflows, "load_point_card", lambda _: tiny_architecture.point)
-        monkeypatch.setattr(workflows, "tiny_image_tower", lambda _: tiny_architecture.image)
+        monkeypatch.setattr(pretraining, "load_point_card", lambda _: tiny_architecture.point)
+        monkeypatch.setattr(pretraining, "tiny_image_tower", lambda _: tiny_architecture.image)
 
     def pretrain(self, data: Path, vocabulary: Path, out: Path, *more: object) -> list[object]:
         short = ["--epochs", 1, "--batch-size", 8, "--device", "cpu"]
@@ -893,7 +893,7 @@ class TestPretrain:
         def press(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(workflows, "make_base", press)
+        monkeypatch.setattr(pretraining, "make_base", press)
         result = invoke(*self.pretrain(shapes_file, vocabulary_file, tmp_path / "own.safetensors"))
         assert (result.exit_code, result.stderr) == (1, "interrupted\n")
 

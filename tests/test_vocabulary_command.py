@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from crossmost.cli import app
 from crossmost.models.text_tower import PROMPTS, embed_classes
 from crossmost.runtime.vocabulary import load_vocabulary
-from crossmost.workflows import Words
+from crossmost.words import Words
 
 
 def invoke(*arguments: object) -> Result:

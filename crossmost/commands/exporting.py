@@ -164,10 +164,11 @@ def export(
     of_engines = (points, version_compatible, hardware_compatible, strip_weights, refittable, timing_cache)
     if any(of_engines) and not (tensorrt or tensorrt_rtx):
         raise InputError("options of TensorRT engines were given, and none is asked for: add --tensorrt")
-    from crossmost import workflows
     from crossmost.export.command import export_bundle
     from crossmost.export.workflow import EngineRequest, ExportOptions
+    from crossmost.own_clouds import reading_of
     from crossmost.runtime.engine_options import EngineOptions, parse_profile
+    from crossmost.words import Words
 
     engine = EngineRequest(
         "tensorrt-rtx" if tensorrt_rtx else "auto",
@@ -184,8 +185,8 @@ def export(
     export_bundle(
         model,
         out,
-        workflows.Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights),
-        workflows.reading_of(model, {"up_axis": up_axis, "columns": columns, "color": color}),
+        Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights),
+        reading_of(model, {"up_axis": up_axis, "columns": columns, "color": color}),
         ExportOptions(
             precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
             int8=int8,

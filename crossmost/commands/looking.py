@@ -67,12 +67,13 @@ def render(
         raise InputError(
             f"{path}: expected clouds to draw, found a run: its report.html shows some of its own"
         )
-    from crossmost import workflows
+    from crossmost.data.reading import Reading
+    from crossmost.rendering import render as draw
 
-    workflows.render(
+    draw(
         path,
         out,
-        workflows.Reading(up_axis=up_axis, columns=columns),
+        Reading(up_axis=up_axis, columns=columns),
         views=views,
         clouds=clouds,
         size=size,

@@ -102,7 +102,6 @@ def train(
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the options and stop.")] = False,
 ) -> None:
     """Adapt a base to unlabelled clouds and their views, and report what changed."""
-    from crossmost import workflows
     from crossmost.config import (
         beside_another_recipe,
         explained_yaml,
@@ -126,6 +125,10 @@ def train(
         return
     if data is None or out is None or (base is None and not resume):
         raise InputError("expected DATA, --base and --out (with --resume: DATA and --out)")
+    from crossmost import workflows
+    from crossmost.data.reading import Reading
+    from crossmost.words import Words
+
     if resume:
         machine: dict[str, Any] = {name: given.pop(name) for name in ("device", "workers") if name in given}
         fixed = {
@@ -142,7 +145,7 @@ def train(
         )  # fmt: skip
         return
     assert base is not None
-    words = workflows.Words(
+    words = Words(
         classes=classes,
         vocabulary=vocabulary,
         clip=clip,
@@ -151,7 +154,7 @@ def train(
     )
     workflows.start_training(
         data, find_base(base), words, settings, out,
-        workflows.Reading(up_axis or "z", columns, color or "auto"),
+        Reading(up_axis or "z", columns, color or "auto"),
         split=split, test=test, ignore_labels=ignore_labels, tensorboard=tensorboard,
     )  # fmt: skip
 
@@ -194,19 +197,21 @@ def pretrain(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file in --out.")] = False,
 ) -> None:
     """Make a base: align a point encoder (and a small image tower) with CLIP text embeddings."""
-    from crossmost import workflows
+    from crossmost import pretraining
     from crossmost.adaptation.pretrain import make_pretrain_config
+    from crossmost.data.reading import Reading
+    from crossmost.words import Words
 
     if card == "list":
-        workflows.list_cards()
+        pretraining.list_cards()
         return
     if data is None or out is None:
         raise InputError("expected DATA and --out")
-    workflows.make_base(
+    pretraining.make_base(
         data,
         out,
-        workflows.Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights),
-        workflows.Reading(up_axis=up_axis, columns=columns, color=color),
+        Words(classes=classes, vocabulary=vocabulary, clip=clip, clip_weights=clip_weights),
+        Reading(up_axis=up_axis, columns=columns, color=color),
         make_pretrain_config(
             {
                 "epochs": epochs,
@@ -240,7 +245,8 @@ def evaluate(
 ) -> None:
     """Compare zero-shot and adapted on labelled clouds, each branch and both; writes evaluation.html into the run."""
     from crossmost import workflows
+    from crossmost.own_clouds import reading_of
 
     given = {"up_axis": up_axis, "columns": columns, "color": color}
-    reading = workflows.reading_of(run, given, labels=not ignore_labels)
+    reading = reading_of(run, given, labels=not ignore_labels)
     workflows.evaluate(run, data, reading, split=split, device=device, workers=workers, as_json=as_json)

@@ -1,0 +1,98 @@
+"""The user's clouds: how they are read, which of their splits serves what, and what to say about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import typer
+
+from crossmost.checkpoints.run import is_run, read_provenance
+from crossmost.data.dataset import CloudDataset
+from crossmost.data.folder import FolderSource, is_split
+from crossmost.data.inspection import lost_labels
+from crossmost.data.reading import Reading
+from crossmost.errors import InputError
+from crossmost.evaluation.report import check_report_extra
+from crossmost.models.point_cards import PointCard
+from crossmost.runtime.vocabulary import Vocabulary
+
+
+def reading_of(model: Path, given: Mapping[str, str | None], *, labels: bool = True) -> Reading:
+    """How clouds are read for a model: as a run read its own, but for what is given; says where the two differ.
+
+    Args:
+        model: folder of a run; nothing is known of any other model's clouds.
+        given: "up_axis", "columns" and "color"; None for what was not said.
+        labels: whether folders and labels are classes.
+    """
+    own = read_provenance(model).get("reading", {}) if is_run(model) else {}
+    said = {name: value for name, value in given.items() if value is not None}
+    for name, value in said.items():
+        if name in own and own[name] != value:
+            typer.echo(
+                f"warning: --{name.replace('_', '-')} {value}, but the run's own clouds were read with {own[name]}",
+                err=True,
+            )
+    return Reading(**{**own, **said}, labels=labels)
+
+
+def training_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
+    """Open the data to train on: where it has a train and a test split and none is asked for, the train split."""
+    return _open_part(reading, data, card, split, "train")
+
+
+def measured_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
+    """Open the data to measure on: where it has a train and a test split and none is asked for, the test split."""
+    return _open_part(reading, data, card, split, "test")
+
+
+def _open_part(reading: Reading, data: Path, card: PointCard, split: str | None, part: str) -> CloudDataset:
+    clouds = reading.open(data, card, split)
+    for line in clouds.left_out:
+        typer.echo(line, err=True)
+    if reading.labels and (lost := lost_labels(clouds)):
+        typer.echo(lost, err=True)
+    if split is None and {"train", "test"} <= set(clouds.splits):
+        return reading.open(data, card, part)
+    return clouds
+
+
+def shown_clouds(
+    reading: Reading, data: Path, test: Path | None, clouds: CloudDataset, card: PointCard
+) -> CloudDataset:
+    """The clouds of the report: --test, or the test split beside a train split, or the training clouds."""
+    if test is not None:
+        return measured_clouds(reading, test, card, None)
+    if clouds.split == "train" and "test" in clouds.splits:
+        return reading.open(data, card, "test")
+    return clouds
+
+
+def check_before_training(clouds: CloudDataset, shown: CloudDataset, vocabulary: Vocabulary) -> None:
+    """Find out what would fail after the training: class folders that are no classes, a missing extra.
+
+    Raises:
+        InputError: names the folder and the nearest class, or the extra.
+    """
+    for dataset in (clouds, shown):
+        if dataset.labels is not None:
+            try:
+                dataset.label_indices(vocabulary.names)
+            except InputError as error:
+                raise InputError(f"{error}; {advice(dataset)}") from error
+    check_report_extra()
+
+
+def advice(dataset: CloudDataset) -> str:
+    """What to do about a class that no vocabulary has."""
+    names = dataset.class_names if isinstance(dataset.source, FolderSource) else None
+    if split := next(filter(is_split, names or ()), None):  # without labels all splits would be trained on
+        return f"{split}/ is taken for a class because of the folders beside it: give {split}/ itself"
+    return "--ignore-labels takes no folder or label for a class"
+
+
+def say_skipped(bad: Mapping[str, str]) -> None:
+    """Name and count the files that could not be read."""
+    if bad:
+        typer.echo(f"skipped {len(bad)} files that could not be read: {', '.join(bad)}", err=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crossmost.runtime.bundle_json import InvalidBundle
     from crossmost.runtime.class_bank import ClassBank
     from crossmost.runtime.classifier import Classifier, InvalidCall
+    from crossmost.runtime.errors import InvalidInput, RuntimeFailure
     from crossmost.runtime.prediction import Prediction
     from crossmost.runtime.preprocess import InvalidCloud
     from crossmost.runtime.selection import InvalidChoice
@@ -34,9 +35,11 @@ _HOMES = {
     "InvalidCall": "classifier",
     "InvalidChoice": "selection",
     "InvalidCloud": "preprocess",
+    "InvalidInput": "errors",
     "InvalidTextEncoder": "text_encoder",
     "InvalidVocabulary": "vocabulary",
     "Prediction": "prediction",
+    "RuntimeFailure": "errors",
     "TestTimeCache": "test_time_cache",
     "Vocabulary": "vocabulary",
 }
@@ -50,9 +53,11 @@ __all__ = [
     "InvalidCall",
     "InvalidChoice",
     "InvalidCloud",
+    "InvalidInput",
     "InvalidTextEncoder",
     "InvalidVocabulary",
     "Prediction",
+    "RuntimeFailure",
     "TestTimeCache",
     "Vocabulary",
 ]

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.runtime.errors import RuntimeFailure
 
-class BackendUnavailable(RuntimeError):
+
+class BackendUnavailable(RuntimeFailure):
     """A backend that cannot run here or not this bundle; one line says why, and what to type."""
 
 
-class EmbeddingFailed(RuntimeError):
+class EmbeddingFailed(RuntimeFailure):
     """An encoder that answers with NaN or infinity: any class would do for that, and none is right."""
 
 

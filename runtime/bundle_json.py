@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crossmost.runtime.errors import InvalidInput
+
 MOST_BYTES = 8 * 2**20
 """Size from which on a file is not parsed."""
 
@@ -25,7 +27,7 @@ MOST_DIGITS = 20
 KINDS = {dict: "a JSON object", list: "a list", str: "text", int: "an integer", float: "a number"}
 
 
-class InvalidBundle(ValueError):
+class InvalidBundle(InvalidInput):
     """A bundle that cannot be used; the message says what was expected, what was found and what to do."""
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crossmost.runtime.backend import Backend, check_finite
 from crossmost.runtime.class_choice import CLASSES, ClassChoice, Classes, needed
 from crossmost.runtime.clouds_in import CloudsIn, Prepared, split_clouds
+from crossmost.runtime.errors import InvalidInput
 from crossmost.runtime.judge import Judge
 from crossmost.runtime.manifest import Manifest, check_files, load_manifest
 from crossmost.runtime.onnx_backend import GRAPH
@@ -30,7 +31,7 @@ CLOUDS_AT_ONCE = 64
 """Clouds prepared before the encoder sees them, which bounds the memory of long lists."""
 
 
-class InvalidCall(ValueError):
+class InvalidCall(InvalidInput):
     """A call that cannot be answered, such as one of a closed classifier."""
 
 

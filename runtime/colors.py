@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.runtime.errors import InvalidInput
+
 MISSING_COLOR = 0.4
 """The grey that stands for "no color": the filler the published xyz+rgb encoders were trained with."""
 
@@ -15,7 +17,7 @@ OVERSHOT = 1.5
 """Floats of 0..255 of which none is above this would be all but black; floats of 0..1 get there by interpolation."""
 
 
-class NotColors(ValueError):
+class NotColors(InvalidInput):
     """Numbers that are no colors, such as normals; the message says what was expected and what was found."""
 
 

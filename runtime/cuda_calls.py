@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from crossmost.runtime.errors import RuntimeFailure
+
 HINTS = {
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "update the NVIDIA driver to one for CUDA 12.1 or newer",
     "CUDA_ERROR_NO_BINARY_FOR_GPU": "the kernels need a GPU of compute capability 7.5 or newer",
@@ -14,7 +16,7 @@ HINTS = {
 }
 
 
-class CudaError(RuntimeError):
+class CudaError(RuntimeFailure):
     """The CUDA driver refused; the message names the call, the error and, where known, the remedy.
 
     Attributes:

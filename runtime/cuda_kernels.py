@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from crossmost.runtime.cuda_calls import CudaError, call, import_driver
+from crossmost.runtime.errors import InvalidInput
 from crossmost.runtime.sampling import squared_radius
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -32,7 +33,7 @@ GROUPING_THREADS = 128
 GROUPING_CENTERS = 4  # of a block
 
 
-class InvalidLaunch(ValueError):
+class InvalidLaunch(InvalidInput):
     """Sizes the kernels cannot work with; the message says what was expected and what was found."""
 
 

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from crossmost.runtime.cuda_calls import CudaError, call, import_driver
 from crossmost.runtime.cuda_exclusion import CAPTURING, EXCLUSIVE
+from crossmost.runtime.errors import InvalidInput
 
 INTERFACE = "__cuda_array_interface__"
 TRIES, PAUSE = 10, 0.02
 """Tries of a copy while another library captures a graph, and seconds between two of them."""
 
 
-class UnreadableArray(ValueError):
+class UnreadableArray(InvalidInput):
     """An array whose numbers cannot be brought to the host; the message says why and what to do."""
 
 

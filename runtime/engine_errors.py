@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from crossmost.runtime.errors import InvalidInput, RuntimeFailure
 
-class InvalidEngineRequest(ValueError):
+
+class InvalidEngineRequest(InvalidInput):
     """Sizes or options that no engine can be built with: says what was expected, what was found and what to do."""
 
 
-class EngineBuildFailed(RuntimeError):
+class EngineBuildFailed(RuntimeFailure):
     """What was asked for was fine and TensorRT, or the disk, failed: says what happened."""

@@ -10,10 +10,11 @@ from crossmost.runtime.engine_compiled import CompiledKernels, compiled_file
 from crossmost.runtime.engine_facts import EngineFacts, InvalidEngine, check_plan
 from crossmost.runtime.engine_log import Messages, make_logger
 from crossmost.runtime.engine_packages import TensorRt
+from crossmost.runtime.errors import RuntimeFailure
 from crossmost.runtime.manifest import Encoder
 
 
-class EngineFailed(RuntimeError):
+class EngineFailed(RuntimeFailure):
     """TensorRT refused an engine or a batch; the message holds the last error of its logger."""
 
 

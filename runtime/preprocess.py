@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.runtime.errors import InvalidInput
+
 MORTON_BITS = 10
 """Bits an axis of the space-filling curve that `thin` walks along: a grid of 1024 cells a side."""
 
@@ -27,7 +29,7 @@ MOST_COLUMNS = 9
 """So few points (xyz, rgb, normals), with more columns than that, are a transposed cloud."""
 
 
-class InvalidCloud(ValueError):
+class InvalidCloud(InvalidInput):
     """A cloud that cannot be classified; the message says what was expected and what was found."""
 
 

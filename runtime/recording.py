@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from crossmost.runtime.errors import InvalidInput
 from crossmost.runtime.ros import InvalidMessage, cloud_from_message, listed
 
 POINT_CLOUD = "sensor_msgs/msg/PointCloud2"
@@ -18,7 +19,7 @@ MOST_OF_REASON = 300
 """Letters kept of what the library says, which may quote the whole of a damaged file's names."""
 
 
-class InvalidRecording(ValueError):
+class InvalidRecording(InvalidInput):
     """A recording that cannot be read; the message names the file and says what was found."""
 
 

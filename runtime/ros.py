@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.colors import NotColors, unit_colors
+from crossmost.runtime.errors import InvalidInput
 
 FORMATS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 """NumPy's names of the datatypes of `sensor_msgs/PointField`."""
@@ -28,7 +29,7 @@ LARGEST = 2**32 - 1
 NAMES_SHOWN = 12
 
 
-class InvalidMessage(ValueError):
+class InvalidMessage(InvalidInput):
     """A message that holds no cloud; the message says what was expected and what was found."""
 
 

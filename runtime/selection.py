@@ -10,6 +10,7 @@ from typing import Literal
 
 from crossmost.runtime.backend import Backend, BackendUnavailable
 from crossmost.runtime.cuda_driver import CudaDriver, probe_cuda
+from crossmost.runtime.errors import InvalidInput
 from crossmost.runtime.manifest import Manifest
 
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
@@ -19,7 +20,7 @@ AUTO = "auto"
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
-class InvalidChoice(ValueError):
+class InvalidChoice(InvalidInput):
     """A backend, device or number of threads that does not exist."""
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.class_bank import ClassBank
+from crossmost.runtime.errors import InvalidInput
 
 
-class InvalidCache(ValueError):
+class InvalidCache(InvalidInput):
     """Settings that make no cache."""
 
 

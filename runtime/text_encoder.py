@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.runtime.errors import InvalidInput
 from crossmost.runtime.onnx_session import create_session
 from crossmost.runtime.vocabulary import Vocabulary, check_names
 
@@ -22,7 +23,7 @@ GROUP = 1024
 """Texts a call, at least, where names are embedded: enough of them have the same length."""
 
 
-class InvalidTextEncoder(ValueError):
+class InvalidTextEncoder(InvalidInput):
     """A text encoder that cannot be used, or asked for something it cannot do."""
 
 

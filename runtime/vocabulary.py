@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.runtime.errors import InvalidInput
 from crossmost.runtime.whole_files import replacing, sync
 
 REQUIRED = ("names", "embeddings", "logit_scale")
@@ -21,7 +22,7 @@ MOST_BYTES = 2**30
 """Size of all arrays from which on they are not read: a small file can claim, and unpack to, a huge one."""
 
 
-class InvalidVocabulary(ValueError):
+class InvalidVocabulary(InvalidInput):
     """A vocabulary that cannot be used; the message says what was expected and what was found."""
 
 

@@ -111,9 +111,14 @@ def command(
 
 def explain(error: Exception) -> tuple[int, str | None]:
     """Exit code and line of an error; no line for one that is a defect of ours and keeps its traceback."""
-    if isinstance(error, (InputError, *bad_input())):
+    from crossmost.runtime.errors import (  # it has no error class in common with the trainer
+        InvalidInput,
+        RuntimeFailure,
+    )
+
+    if isinstance(error, (InputError, InvalidInput)):
         return 2, " ".join(str(error).split())
-    if isinstance(error, (WorkFailed, *failed_work())):
+    if isinstance(error, (WorkFailed, RuntimeFailure)):
         return 1, " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and error.name:
         for extra, modules in EXTRAS.items():
@@ -124,33 +129,6 @@ def explain(error: Exception) -> tuple[int, str | None]:
     if isinstance(error, OSError):
         return 1, f"{error.filename or 'file'}: {error.strerror or error}"
     return 1, None
-
-
-def bad_input() -> tuple[type[Exception], ...]:
-    """What the runtime raises for wrong use; it has no error class in common with the trainer."""
-    from crossmost.runtime.bundle_json import InvalidBundle
-    from crossmost.runtime.classifier import InvalidCall
-    from crossmost.runtime.engine_errors import InvalidEngineRequest
-    from crossmost.runtime.preprocess import InvalidCloud
-    from crossmost.runtime.recording import InvalidRecording
-    from crossmost.runtime.ros import InvalidMessage
-    from crossmost.runtime.selection import InvalidChoice
-    from crossmost.runtime.text_encoder import InvalidTextEncoder
-    from crossmost.runtime.vocabulary import InvalidVocabulary
-
-    clouds = (InvalidCloud, InvalidRecording, InvalidMessage)
-    bundles = (InvalidBundle, InvalidVocabulary, InvalidTextEncoder, InvalidEngineRequest)
-    return (*clouds, *bundles, InvalidCall, InvalidChoice)
-
-
-def failed_work() -> tuple[type[Exception], ...]:
-    """What the runtime raises where the input was fine."""
-    from crossmost.runtime.backend import BackendUnavailable, EmbeddingFailed
-    from crossmost.runtime.cuda_kernels import CudaError
-    from crossmost.runtime.engine_errors import EngineBuildFailed
-    from crossmost.runtime.engine_loading import EngineFailed
-
-    return (BackendUnavailable, EmbeddingFailed, CudaError, EngineBuildFailed, EngineFailed)
 
 
 def _show_version(wanted: bool) -> None:

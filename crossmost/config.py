@@ -1,6 +1,7 @@
 """Every option of a training run, on one screen.
 
-`reference` is the published behaviour, `crossmost` the same with the repairs of METHOD 7, each its own switch.
+`reference` is the published behaviour, `crossmost` the same with repairs, each its own switch: METHOD.md beside this
+file says what each is for (section 7), and what the rest means.
 A recipe is a set of values for the switches; a YAML file and `--set key=value` override single ones.
 """
 

@@ -16,7 +16,7 @@ class EncoderGraph(nn.Module):
     """Encoder and projection in one precision, float32 where coordinates are absolute or lengths are taken.
 
     Patches are cast after they were centred, when their numbers are small; centres are absolute and pass through
-    the position code in float32; the projection and the scaling to unit length are float32 again (DESIGN 6).
+    the position code in float32; the projection and the scaling to unit length are float32 again.
     """
 
     def __init__(self, encoder: PointEncoder, head: Projection, precision: Precision):

@@ -1,4 +1,4 @@
-"""From a sensor's cloud to the normalised cloud the encoder was trained on (DESIGN section 6).
+"""From a sensor's cloud to the normalised cloud the encoder was trained on.
 
 This is the only implementation: the trainer imports it.
 """

@@ -1,4 +1,4 @@
-"""Farthest point sampling, nearest neighbours and balls in NumPy (DESIGN section 6).
+"""Farthest point sampling, nearest neighbours and balls in NumPy.
 
 `crossmost.models.grouping` is the batched torch twin; a test holds the two to the same indices. All squared
 distances are float32, summed x, y, z in this order, so that every implementation rounds alike.

@@ -1,4 +1,4 @@
-"""The class names with their text embeddings: the `classes.npz` of runs and bundles (DESIGN section 4)."""
+"""The class names with their text embeddings: the `classes.npz` of runs and bundles."""
 
 from __future__ import annotations
 

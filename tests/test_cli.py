@@ -543,7 +543,7 @@ class TestOptions:
 
 
 def shape_of_eval(found: dict[str, Any]) -> None:
-    """DESIGN section 5."""
+    """What programs read."""
     assert {"n", "split", "zero_shot", "adapted"} <= found.keys()
     for moment in ("zero_shot", "adapted"):
         assert found[moment].keys() == BRANCHES

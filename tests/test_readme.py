@@ -1,4 +1,4 @@
-"""What README shows works as it stands there."""
+"""What README shows works as it stands there, and what comments cite is there."""
 
 from __future__ import annotations
 
@@ -40,3 +40,19 @@ def test_a_run_can_be_trained_from_python(
     )
     assert isinstance(names["student"], Student)
     assert is_run(tmp_path / "runs" / "scans")
+
+
+def test_every_section_that_is_cited_is_in_the_method() -> None:
+    root = README.parent
+    method = (root / "crossmost" / "METHOD.md").read_text("utf-8")
+    headings = set(re.findall(r"^#+ ([0-9.]*[0-9])", method, re.MULTILINE))
+    cited = set()
+    for folder in ("crossmost", "export", "runtime", "tests", "benchmarks"):
+        for path in (root / folder).rglob("*.py"):
+            for numbers in re.findall(
+                r"METHOD (?:sections? )?([0-9][0-9., andto]*)", path.read_text("utf-8")
+            ):
+                for number in re.findall(r"[0-9]+(?:\.[0-9]+)*", numbers):
+                    cited.add(".".join(number.split(".")[:2]))  # a third number is an item of a list
+    assert len(cited) > 10
+    assert cited <= headings

@@ -235,7 +235,7 @@ def open_dataset(
     scattered: bool = False,
     labelled: bool = True,
 ) -> CloudDataset:
-    """Open clouds stored in any of the forms of DESIGN section 4, without reading them.
+    """Open clouds stored in any of the forms that README lists, without reading them.
 
     Args:
         path: a folder of clouds and meshes (`folder.catalog_folder`), official .h5 files

@@ -1,4 +1,4 @@
-"""Farthest point sampling and grouping in batched torch, for clouds of different sizes (DESIGN section 6).
+"""Farthest point sampling and grouping in batched torch, for clouds of different sizes.
 
 The twin of `crossmost.runtime.sampling`: the same indices for the same float32 cloud, on CPU and CUDA.
 No N x N matrix is ever made; the G x N distances are made for a few clouds and centres at a time.

@@ -1,4 +1,4 @@
-// Farthest point sampling and grouping, index-identical to crossmost.runtime.sampling (DESIGN section 6).
+// Farthest point sampling and grouping, index-identical to crossmost.runtime.sampling.
 //
 // Every squared distance is rounded after each operation and summed x, y, z in this order: the `_rn` intrinsics are
 // never contracted to a fused multiply-add. Distances are not negative, so that their bits order like the numbers; a

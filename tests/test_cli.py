@@ -618,7 +618,8 @@ class TestFlow:
         lines = split_run[0].stderr.splitlines()
         assert [line.split("  ")[0] for line in lines[:3]] == ["at first", "epoch 1", "epoch 2"]
         assert all("kept" in line and "agree" in line for line in lines[:3])
-        assert lines[3].startswith("top-1 on 8 clouds")
+        assert lines[3] == "comparing zero-shot and adapted on 8 clouds"
+        assert lines[4].startswith("top-1 on 8 clouds")
 
     def test_tensorboard_gets_the_figures(self, split_run: tuple[Result, Path]) -> None:
         pytest.importorskip("tensorboard")

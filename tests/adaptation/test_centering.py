@@ -19,7 +19,7 @@ from crossmost.adaptation.centering import (
 )
 from crossmost.adaptation.diagnosis import Projected, classified, diagnose, project
 from crossmost.adaptation.trainer import MOVED, Trainer
-from crossmost.data.samples import PlainBatch, PointBatch, ViewBatch
+from crossmost.data.samples import PlainBatch, PlainSamples, PointBatch, ViewBatch, plain_batches
 from crossmost.errors import WorkFailed
 from crossmost.models.grouping import cut
 from crossmost.models.student import Student
@@ -158,9 +158,10 @@ def test_a_branch_that_is_not_trained_answers_as_before(
     start: Callable[..., Trainer], mode: str, untrained: str
 ) -> None:
     trainer = start(mode=mode, epochs=1)
-    before = diagnose(trainer.teacher, trainer._plain_batches(), CPU)
+    samples = PlainSamples(trainer.watched, image_size=trainer.student.image_size, views=trainer.config.views)
+    before = diagnose(trainer.teacher, plain_batches(samples, 8, 0), CPU)
     trainer._review(epoch=-1)
-    after = diagnose(trainer.teacher, trainer._plain_batches(), CPU)
+    after = diagnose(trainer.teacher, plain_batches(samples, 8, 0), CPU)
     posteriors = dict(zip(("point", "image"), trainer.labeler.posteriors(*after[1:]), strict=True))
     expected = getattr(before, untrained).softmax(dim=1)
     torch.testing.assert_close(posteriors[untrained], expected, rtol=1e-4, atol=1e-6)

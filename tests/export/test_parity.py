@@ -15,6 +15,7 @@ from crossmost.export.parity import (
     GATES,
     RUNS,
     SAME_INDICES,
+    SAME_UNIT,
     TOP1,
     Check,
     Parity,
@@ -62,7 +63,7 @@ def failed(checks):
 def test_equal_embeddings_pass_every_gate_of_embeddings(expected, bank, precision):
     checks = compared(expected, expected.copy(), bank, precision)
     assert not failed(checks)
-    assert checks.keys() == GATES[precision].keys() - {RUNS, SAME_INDICES}
+    assert checks.keys() == GATES[precision].keys() - {RUNS, SAME_UNIT, SAME_INDICES}
     assert all(check.worst == "" or check.value == pytest.approx(1.0) for check in checks.values())
 
 
@@ -135,7 +136,9 @@ def test_the_worst_clouds_come_first_and_each_once(expected, bank):
     assert check.clouds == 8
 
 
-@pytest.mark.parametrize("metric", [RUNS, FINITE, SAME_INDICES, TOP1, COSINE_MIN, COSINE_MEAN, DIFFERENCE])
+@pytest.mark.parametrize(
+    "metric", [RUNS, FINITE, SAME_UNIT, SAME_INDICES, TOP1, COSINE_MIN, COSINE_MEAN, DIFFERENCE]
+)
 def test_nan_passes_no_gate(metric):
     assert not passes(metric, float("nan"), 0.0)
 

@@ -102,7 +102,7 @@ class TrainConfig(BaseModel):
         "channels", description="what the pixels' loss is divided by; published: 1 + the number of patches"
     )
     alignment: Literal["instance", "pseudo-label"] = Field(
-        "pseudo-label", description="which pairs of points and views attract: each cloud's, or each label's"
+        "pseudo-label", description="which other clouds repel: all, or those without the same kept label"
     )
     joint_label: Literal["winner", "average"] = Field(
         "average", description="the surer branch speaks, or the mean of both at calibrated temperatures"
@@ -121,7 +121,8 @@ class TrainConfig(BaseModel):
         "frozen", description="statistics of the batch, or the base's"
     )
     classifier: Literal["decayed", "renormalized"] = Field(
-        "renormalized", description="class vectors under weight decay, or at unit length after each step"
+        "renormalized",
+        description="class vectors as they are and tau decayed, or used at unit length and tau not",
     )
     ema_ramp: Literal["steps", "epochs"] = Field(
         "epochs", description="what the teacher's memory is counted in"
@@ -191,36 +192,41 @@ SWITCHES: dict[str, str] = {
 """Each switch with its value in the reference recipe; the field's default is the crossmost value."""
 
 
-NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "threshold_joint": ("threshold", ("fixed",)),
-    "threshold_image": ("threshold", ("fixed",)),
-    "threshold_point": ("threshold", ("fixed",)),
-    "kept_share": ("threshold", ("adaptive",)),
-    "joint_label": ("mode", ("joint",)),
-    "alignment": ("mode", ("joint",)),
-    "alignment_weight": ("mode", ("joint",)),
-    "alignment_temperature": ("alignment", ("pseudo-label",)),
-    "anchor_share": ("anchor", ("base",)),
-    "prior_momentum": ("fairness", ("moving-average",)),
-    "ema_ramp_steps": ("ema_ramp", ("steps",)),
-    "ema_ramp_epochs": ("ema_ramp", ("epochs",)),
-    "ema_memory_epochs": ("ema_ramp", ("epochs",)),
+Needs = tuple[tuple[str, tuple[str, ...]], ...]
+NEEDS: dict[str, Needs] = {
+    "threshold_joint": (("threshold", ("fixed",)), ("mode", ("joint",))),
+    "threshold_image": (("threshold", ("fixed",)), ("mode", ("separate", "image-only"))),
+    "threshold_point": (("threshold", ("fixed",)), ("mode", ("separate", "point-only"))),
+    "threshold": (("mode", ("joint", "separate", "point-only", "image-only")),),
+    "kept_share": (("threshold", ("adaptive",)), ("mode", ("joint", "separate", "point-only", "image-only"))),
+    "joint_label": (("mode", ("joint",)),),
+    "alignment": (("mode", ("joint",)),),
+    "alignment_weight": (("mode", ("joint",)),),
+    "alignment_temperature": (("alignment", ("pseudo-label",)), ("mode", ("joint",))),
+    "anchor_share": (("anchor", ("base",)),),
+    "prior_momentum": (("fairness", ("moving-average",)),),
+    "ema_ramp_steps": (("ema_ramp", ("steps",)),),
+    "ema_ramp_epochs": (("ema_ramp", ("epochs",)),),
+    "ema_memory_epochs": (("ema_ramp", ("epochs",)),),
 }
-"""Options that do something only where another one has one of these values."""
+"""Options that do something only where each of these others has one of the values."""
 
 
 def without_effect(config: TrainConfig, stated: Iterable[str]) -> list[str]:
     """A line for each option that was asked for and does nothing beside the others.
 
     Args:
-        config: the run's options.
+        config: the run's options, with the mode that the base can be trained in.
         stated: those that the user named.
     """
     lines = []
     for name in stated:
-        other, values = NEEDS.get(name, ("", ()))
-        if other and (found := getattr(config, other)) not in values:
-            lines.append(f"{name} has no effect with {other}={found}: it needs {other}={' or '.join(values)}")
+        for other, values in NEEDS.get(name, ()):
+            if (found := getattr(config, other)) not in values:
+                lines.append(
+                    f"{name} has no effect with {other}={found}: it needs {other}={' or '.join(values)}"
+                )
+                break
     scaled = config.mode == "agreement" or (config.mode == "joint" and config.joint_label == "winner")
     if "point_confidence" in stated and not scaled:
         lines.append(

@@ -15,6 +15,9 @@ from crossmost.export.verification_clouds import VerificationClouds
 from crossmost.models.point_cards import PointCard
 from crossmost.runtime.preprocess import prepare
 
+ENOUGH = 16
+"""So many clouds span the ranges of most."""
+
 
 def dataset_clouds(dataset: CloudDataset, names: tuple[str, ...], most: int) -> VerificationClouds:
     """Clouds of the user, evenly spaced, with their labels where there are some.
@@ -51,10 +54,10 @@ def spread(clouds: VerificationClouds, most: int) -> VerificationClouds:
 
 
 def others(clouds: VerificationClouds, than: VerificationClouds) -> VerificationClouds:
-    """The clouds that are not among others, or all of them where none is left."""
+    """The clouds that are not among others, or all of them where too few are left to stand for the rest."""
     taken = set(than.ids) if clouds.name == than.name else set()
     left = np.flatnonzero([name not in taken for name in clouds.ids])
-    return _chosen(clouds, left) if len(left) else clouds
+    return _chosen(clouds, left) if len(left) >= min(ENOUGH, len(clouds.ids) // 2) > 0 else clouds
 
 
 def simulated_clouds(card: PointCard, count: int) -> VerificationClouds:

@@ -29,10 +29,12 @@ def cancelling_on_interrupt(trt: Any, config: Any) -> Iterator[None]:
         return
     asked = threading.Event()
     config.progress_monitor = _monitor(trt, asked)
-    with _own_handler(asked.set):
-        yield
-    if asked.is_set():
-        raise KeyboardInterrupt
+    try:
+        with _own_handler(asked.set):
+            yield
+    finally:
+        if asked.is_set():
+            raise KeyboardInterrupt
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,19 +45,30 @@ def open_engine(
     """
     search = _search(bundle, manifest, tensorrt, cache)
     refused = list(search.refused)
-    for found in search.fitting:
-        if rebuild and found.note:
-            continue
-        try:
-            plan = found.path.read_bytes()
-            engine = _load(bundle, manifest, tensorrt, plan, found.facts, cache)
-            return OpenedEngine(engine, str(found.path), (found.note,) if found.note else ())
-        except (EngineFailed, InvalidBundle) as error:
-            refused.append(str(error))
-        except OSError as error:
-            refused.append(f"{found.path}: {error.strerror or error}")
+
+    def load_first(candidates: Sequence[Candidate], *notes: str) -> OpenedEngine | None:
+        for found in candidates:
+            try:
+                plan = found.path.read_bytes()
+                engine = _load(bundle, manifest, tensorrt, plan, found.facts, cache)
+                return OpenedEngine(engine, str(found.path), tuple(filter(None, (found.note, *notes))))
+            except (EngineFailed, InvalidBundle) as error:
+                refused.append(str(error))
+            except OSError as error:
+                refused.append(f"{found.path}: {error.strerror or error}")
+        return None
+
+    foreign = [found for found in search.fitting if found.note]
+    opened = load_first([found for found in search.fitting if not (rebuild and found.note)])
+    if opened is not None:
+        return opened
     if rebuild:
-        return _build(bundle, manifest, tensorrt, cache, search)
+        try:
+            return _build(bundle, manifest, tensorrt, cache, search)
+        except BackendUnavailable as error:
+            if (opened := load_first(foreign, str(error))) is not None:
+                return opened
+            raise
     if not refused:
         command = export_command("RUN", str(bundle), manifest.precision, tensorrt.package)
         refused = [f"there is no engine of {GRAPH} for {tensorrt}; build one: {command}"]
@@ -93,7 +105,8 @@ def _build(
         again = _search(bundle, manifest, tensorrt, cache)
         return next((found for found in again.fitting if found.path not in tried), None)
 
-    like = search.others[0] if search.others else None
+    foreign = [found.facts for found in search.fitting if found.note]
+    like = next(iter([*foreign, *search.others]), None)
     try:
         built = rebuild_engine(bundle, manifest, tensorrt, like, cache, look)
         engine = _load(bundle, manifest, tensorrt, built.plan, built.facts, cache)

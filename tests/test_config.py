@@ -201,6 +201,9 @@ class TestErrors:
             ({"threshold_joint": 0.1}, "threshold_joint has no effect with threshold=adaptive"),
             ({"kept_share": 0.5, "recipe": "reference"}, "kept_share has no effect with threshold=fixed"),
             ({"alignment_weight": 0.5, "mode": "separate"}, "it needs mode=joint"),
+            ({"alignment_temperature": 0.2, "mode": "point-only"}, "it needs mode=joint"),
+            ({"kept_share": 0.5, "mode": "agreement"}, "kept_share has no effect with mode=agreement"),
+            ({"threshold_image": 0.9, "threshold": "fixed"}, "it needs mode=separate or image-only"),
             ({"point_confidence": 0.5}, "point_confidence has no effect"),
             ({"point_confidence": 0.5, "mode": "agreement"}, ""),
             ({"point_confidence": 0.5, "joint_label": "winner"}, ""),
@@ -213,9 +216,10 @@ class TestErrors:
         assert line in "".join(found)
 
     def test_what_an_option_needs_exists(self) -> None:
-        for name, (other, values) in NEEDS.items():
+        for name, needs in NEEDS.items():
             assert name in TrainConfig.model_fields
-            assert set(values) <= set(get_args(TrainConfig.model_fields[other].annotation))
+            for other, values in needs:
+                assert set(values) <= set(get_args(TrainConfig.model_fields[other].annotation))
 
     def test_an_average_that_forgets_more_as_it_goes(self) -> None:
         assert "ema_end" in error_of({"ema_start": 0.9, "ema_end": 0.5})

@@ -238,7 +238,10 @@ def _fit(
 
 
 def _save_pseudo_labels(trainer: Trainer, clouds: CloudDataset, folder: Path) -> None:
-    """Keep what the watched clouds were taken for in each epoch, so that a report may compare it with labels."""
+    """Keep what the watched clouds were taken for in each epoch, so that a report may compare it with labels.
+
+    A label that was not kept is stored as -1 less the label, one of a cloud that could not be read as `NOT_READ`.
+    """
     indices = trainer.progress.indices
     assert indices is not None  # a finished run has been reviewed
     arrays = {

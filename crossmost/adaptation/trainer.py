@@ -74,8 +74,10 @@ class Progress:
     step: int = 0  # optimiser steps done
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms and ratios
     records: list[Record] = field(default_factory=list)  # one an epoch, epoch -1 is before training
-    watched: list[Tensor] = field(default_factory=list)  # (n,) labels after each record; -1 - label: not kept
-    indices: Tensor | None = None  # (n,) the watched clouds that can be read, into the dataset
+    watched: list[Tensor] = field(
+        default_factory=list
+    )  # (n,) labels, a record each; -1 - label: not kept; or NOT_READ
+    indices: Tensor | None = None  # (n,) the watched clouds, into the dataset
     best_score: float = float("-inf")
     best_epoch: int = -1
     stopped: str | None = None  # why the run ended before its last epoch

@@ -43,6 +43,7 @@ def scores_by_up_axis(
     if len(clouds) < ENOUGH:
         return {}
     some, found = clouds.subset(clouds.spread(LOOKED_AT)), {}
+    prior = None if config.class_prior is None else torch.tensor(config.class_prior)
     for axis in CANDIDATES:
         turned = replace(some, preparation=replace(some.preparation, up_axis=axis))
         samples = PlainSamples(turned, image_size=student.image_size, views=config.views)
@@ -50,7 +51,7 @@ def scores_by_up_axis(
         seen = diagnose(student, batches, device, config.precision)
         of_point, of_image = calibrate(seen)
         image = None if seen.image is None else (seen.image / of_image).softmax(dim=1)
-        found[axis] = score(seen, (seen.point / of_point).softmax(dim=1), image, config.mode)
+        found[axis] = score(seen, (seen.point / of_point).softmax(dim=1), image, config.mode, prior)
     return found
 
 

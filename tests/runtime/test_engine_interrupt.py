@@ -37,6 +37,16 @@ def test_ctrl_c_stops_the_build_at_its_next_step_and_is_raised_after_it():
     assert goes_on == [True, False]
 
 
+def test_ctrl_c_is_raised_whatever_the_build_ended_with():
+    def build():
+        with cancelling_on_interrupt(TRT, SimpleNamespace()):
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("the builder gave up")
+
+    with pytest.raises(KeyboardInterrupt):
+        build()
+
+
 def test_pythons_own_handler_is_back_afterwards():
     def handler(number, frame):
         pass

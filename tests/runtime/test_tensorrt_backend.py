@@ -24,6 +24,7 @@ from crossmost.runtime.cuda_driver import CudaDriver, Gpu
 from crossmost.runtime.cuda_exclusion import EXCLUSIVE
 from crossmost.runtime.device_arrays import to_host
 from crossmost.runtime.engine_builder import Engine, write_engine
+from crossmost.runtime.engine_errors import EngineBuildFailed
 from crossmost.runtime.engine_facts import EngineFacts, EngineFlags, EngineRecipe, TensorFacts, this_platform
 from crossmost.runtime.engine_loading import EngineFailed
 from crossmost.runtime.engine_packages import find_tensorrt
@@ -751,10 +752,28 @@ def test_a_rebuild_replaces_an_engine_tuned_on_another_gpu(rtx):
     )
     rtx.open("tensorrt-rtx")
     assert rtx.trt.builds == 0
-    assert rtx.open("tensorrt-rtx", rebuild=True).info()["engine"].startswith("built from ")
+    info = rtx.open("tensorrt-rtx", rebuild=True).info()
+    assert info["engine"].startswith("built from ")
+    assert info["batch"] == [1, 4, 8]  # as whoever exported wanted
     (plan,) = rtx.cache.glob("*.engine")
     assert rtx.open("tensorrt-rtx").info()["engine"] == str(plan)
     assert rtx.trt.builds == 1
+
+
+def test_a_rebuild_that_fails_leaves_the_engine_of_another_gpu(rtx, monkeypatch):
+    other = rtx.add(
+        package="tensorrt-rtx",
+        version=rtx.trt.__version__,
+        gpu=Gpu("NVIDIA RTX 4090", ADA.compute_capability),
+    )
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise EngineBuildFailed("out of memory")
+
+    monkeypatch.setattr("crossmost.runtime.engine_rebuild.build_engine", fail)
+    info = rtx.open("tensorrt-rtx", rebuild=True).info()
+    assert info["engine"] == str(other)
+    assert "no engine could be built here: out of memory" in info["notes"]
 
 
 def test_the_batches_of_an_engine_that_does_not_fit_are_taken_over(rtx):

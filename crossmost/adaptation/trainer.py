@@ -74,9 +74,8 @@ class Progress:
     step: int = 0  # optimiser steps done
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's loss terms and ratios
     records: list[Record] = field(default_factory=list)  # one an epoch, epoch -1 is before training
-    watched: list[Tensor] = field(
-        default_factory=list
-    )  # (n,) labels, a record each; -1 - label: not kept; or NOT_READ
+    # (n,) labels after each record; -1 less the label: not kept; NOT_READ: of a file that could not be read
+    watched: list[Tensor] = field(default_factory=list)
     indices: Tensor | None = None  # (n,) the watched clouds, into the dataset
     best_score: float = float("-inf")
     best_epoch: int = -1

@@ -21,11 +21,13 @@ class Row:
         name: in result files and tables.
         training: name of the row whose training it reads its result from: its own, or another's.
         options: besides those that all rows share.
+        taught: whether the true labels are in the place of the pseudo-labels: not label-free.
     """
 
     name: str
     training: str
     options: dict[str, Any] = field(default_factory=dict)
+    taught: bool = False
 
     def config(self, shared: dict[str, Any]) -> TrainConfig:
         """The options of the run."""
@@ -69,6 +71,8 @@ WITHOUT = tuple(
 """The crossmost recipe less one of its repairs: no rivals of it."""
 BALANCED = Row("joint-center-balanced", "joint-center-balanced", {"center": "balanced"})
 """The crossmost recipe about the balanced center, whatever the branches speak for: no rival of it."""
+TRUE_LABELS = Row("joint-true-labels", "joint-true-labels", taught=True)
+"""The crossmost recipe with the labels that it lacks: no rival of it, see true_labels.py."""
 REPAIRS = tuple(repair_row(repair, options) for repair, options in repairs().items())
 READ_FROM_TEACHER = tuple(
     Row(f"{row.name}+exported", row.training, row.options | {"exported": "teacher"})
@@ -76,12 +80,13 @@ READ_FROM_TEACHER = tuple(
     if row.name in ("repair-center", "repair-anchor")
 )
 """Repairs that act on the teacher, which the reference recipe does not export."""
-ROWS = {row.name: row for row in (*MAIN, *WITHOUT, BALANCED, *REPAIRS, *READ_FROM_TEACHER)}
+ROWS = {row.name: row for row in (*MAIN, *WITHOUT, BALANCED, TRUE_LABELS, *REPAIRS, *READ_FROM_TEACHER)}
 ZERO_SHOT = "zero-shot"
 TITLES = {ZERO_SHOT: ZERO_SHOT} | {row.name: row.name for row in MAIN}
 TITLES |= {"centered": "zero-shot about the center, untrained"}
 TITLES |= {"joint": "joint (crossmost recipe)", REFERENCE: "joint (reference recipe)"}
 TITLES |= {BALANCED.name: "joint about the balanced center"}
+TITLES |= {TRUE_LABELS.name: "*not label-free*: joint, taught the true labels"}
 TITLES |= {row.name: row.name.replace("-", " ") for row in WITHOUT}
 
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from adaptation import is_measured, machine
 from adaptation_rows import BRANCHES, ROWS, Row
 from paired import pack
 from pairs import LIDAR, MODELNET10
+from true_labels import taught
 
 from crossmost.adaptation import run as runs
 from crossmost.adaptation.diagnosis import Diagnosis, diagnose
@@ -50,7 +52,7 @@ CPU = torch.device("cpu")
 Right = dict[str, NDArray[np.bool_]]  # branch -> (n,) whether its answer is right
 
 
-def train(config: TrainConfig, base: Path, target: Path, folder: Path) -> float | None:
+def train(row: Row, config: TrainConfig, base: Path, target: Path, folder: Path) -> float | None:
     """Train a run to its end, or go on with it; seconds, None where they are not those of a whole training."""
     started = time.monotonic()
     whole = not is_run(folder)
@@ -61,12 +63,13 @@ def train(config: TrainConfig, base: Path, target: Path, folder: Path) -> float 
         print(f"{folder.name} epoch {record['epoch'] + 1} kept {record['watched/kept']:.2f}", flush=True)
 
     watching = {"on_batch": lambda _: None, "on_epoch": end_of_epoch}
-    if whole:
-        vocabulary = load_vocabulary(target.with_name("target-classes.npz"))
-        runs.train(clouds, base, vocabulary, config, folder, **watching)
-    else:
-        keep_networks(folder)
-        runs.resume(clouds, folder, runs.check_resumable(folder), **watching)
+    vocabulary = load_vocabulary(target.with_name("target-classes.npz"))
+    with taught(clouds, vocabulary.names) if row.taught else nullcontext():
+        if whole:
+            runs.train(clouds, base, vocabulary, config, folder, **watching)
+        else:
+            keep_networks(folder)
+            runs.resume(clouds, folder, runs.check_resumable(folder), **watching)
     return time.monotonic() - started if whole else None
 
 
@@ -252,10 +255,11 @@ def main() -> None:
     parser.add_argument("--set", type=json.loads, required=True, help="JSON: the options that all rows share")
     options = parser.parse_args()
     folder = options.work / options.pair / f"{options.training}-{options.set['seed']}"
-    config = ROWS[options.training].config(options.set)
+    row = ROWS[options.training]
+    config = row.config(options.set)
     seconds = None
     if not is_finished(folder, config.epochs):
-        seconds = train(config, options.base, options.work / options.pair / "target.npz", folder)
+        seconds = train(row, config, options.base, options.work / options.pair / "target.npz", folder)
     write_results(options.pair, options.training, options.set, options.work, options.results, seconds)
     shutil.rmtree(folder / KEPT, ignore_errors=True)
 

@@ -18,6 +18,7 @@ from adaptation_rows import (
     REFERENCE,
     REPAIRS,
     TITLES,
+    TRUE_LABELS,
     WITHOUT,
     ZERO_SHOT,
     answering,
@@ -88,7 +89,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main_table(results: Sequence[Result], pair: str) -> str:
     """Every way to adapt, each branch alone and both together."""
-    lines = lines_of(results, pair, [row.name for row in (*MAIN, *WITHOUT, BALANCED)])
+    lines = lines_of(results, pair, [row.name for row in (*MAIN, *WITHOUT, BALANCED, TRUE_LABELS)])
     rows = [
         [
             TITLES[name],

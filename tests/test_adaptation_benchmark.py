@@ -6,6 +6,7 @@ import json
 from itertools import product
 from math import comb
 from pathlib import Path
+from unittest import mock
 
 import adaptation_rows as rows
 import adaptation_run as run
@@ -15,7 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paired import pack, paired_test, unpack
+from true_labels import taught
 
+from crossmost.adaptation import run as runs
+from crossmost.adaptation import trainer
 from crossmost.config import SWITCHES, TrainConfig, make_config
 
 SHARED = {"epochs": 2, "seed": 0}
@@ -152,3 +156,31 @@ def test_the_oracle_is_silent_where_epochs_were_not_kept(tmp_path):
     result = write(tmp_path, "joint", 0, 0.9)
     result["by_epoch"][2]["teacher"] = None
     assert table.choice(result) is None
+
+
+def test_a_taught_run_learns_the_true_labels_and_no_other_run_does(
+    shapes, tiny_base, tiny_vocabulary, tiny_config, tmp_path
+):
+    truth = shapes.label_indices(tiny_vocabulary.names)
+
+    def learned(folder: Path) -> tuple[list[int], list[int], list[bool]]:
+        """What the student learns of each cloud, what is true of it, and whether it is kept."""
+        with mock.patch.object(trainer, "loss_terms", wraps=trainer.loss_terms) as terms:
+            runs.train(shapes, tiny_base, tiny_vocabulary, tiny_config(epochs=1), folder)
+        calls = [(call.args[1].indices, call.args[2].point) for call in terms.call_args_list]
+        label = [each for _, targets in calls for each in targets.label.tolist()]
+        kept = [each for _, targets in calls for each in targets.kept.tolist()]
+        return label, [int(truth[index]) for indices, _ in calls for index in indices.tolist()], kept
+
+    with taught(shapes, tiny_vocabulary.names):
+        label, true, kept = learned(tmp_path / "taught")
+    assert label == true
+    assert len(set(true)) > 1
+    assert all(kept)
+    label, true, _ = learned(tmp_path / "run")
+    assert label != true
+
+
+def test_rows_that_know_labels_are_no_rivals():
+    assert [row.name for row in rows.ROWS.values() if row.taught] == [rows.TRUE_LABELS.name]
+    assert rows.TRUE_LABELS not in rows.MAIN

@@ -23,13 +23,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import arguments as common
 from adaptation import machine
+from export_cards import random_base
 from export_parity import run_measured
 from tables import write_between
 
-from crossmost.checkpoints.base import Architecture, save_base
 from crossmost.data.meshes import read_mesh
-from crossmost.models.student import DualEncoder
-from crossmost.runtime.vocabulary import Vocabulary
 from crossmost.zoo import Model, find, list_models
 from crossmost.zoo_text import parameters, patches
 
@@ -39,23 +37,8 @@ WORKER = HERE / "public_encoders_worker.py"
 PRECISIONS = {"fp32": [], "fp16": ["--fp16"]}
 THREADS = 2
 MESHES = 8
-CLASSES = 40
 RUNS, LEAST, SECONDS = 31, 7, 120.0
 """Clouds classified; fewer where they take longer than so many seconds, but no fewer than the least."""
-
-
-def make_base(model: Model, folder: Path) -> tuple[Path, Path]:
-    """A base with random weights, and class vectors of its text model's width."""
-    import torch
-
-    torch.manual_seed(0)
-    base, words = folder / "base.safetensors", folder / "classes.npz"
-    architecture = Architecture(model.card, None, model.dim, model.text)
-    save_base(base, DualEncoder(model.card, None, model.dim), architecture, {})
-    rows = np.random.default_rng(0).standard_normal((CLASSES, model.dim))
-    names = [f"class {index}" for index in range(CLASSES)]
-    Vocabulary.create(names, rows, logit_scale=100.0, tag=model.text).save(words)
-    return base, words
 
 
 def export(base: Path, words: Path, precision: str, folder: Path) -> dict[str, Any]:
@@ -103,7 +86,7 @@ def measure(model: Model, data: Path, work: Path, results: Path, quick: bool) ->
         return
     with tempfile.TemporaryDirectory(dir=work, prefix=f"{model.name}-") as name:
         folder = Path(name)
-        base, words = make_base(model, folder)
+        base, words = random_base(model.card, model.dim, model.text, folder)
         exports = {precision: export(base, words, precision, folder) for precision in PRECISIONS}
         clouds = make_clouds(data, model.card.points, folder)
         found = classify(folder / "fp32.bundle", clouds, *((3, 3, 0.0) if quick else (RUNS, LEAST, SECONDS)))

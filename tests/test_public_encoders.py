@@ -9,8 +9,6 @@ from types import ModuleType
 
 import pytest
 
-from crossmost.export.source import load_exportable
-from crossmost.runtime.class_bank import load_class_bank
 from crossmost.zoo import find
 
 
@@ -47,11 +45,3 @@ def test_what_was_measured_is_not_measured_again(benchmark: ModuleType, tmp_path
     (tmp_path / "uni3d-g.json").write_text("{}")
     benchmark.measure(find("uni3d-g"), tmp_path / "no data", tmp_path / "no work", tmp_path, quick=False)
     assert (tmp_path / "uni3d-g.json").read_text("utf-8") == "{}"
-
-
-def test_its_base_can_be_exported_with_its_class_vectors(benchmark: ModuleType, tmp_path: Path) -> None:
-    model = find("uni3d-ti")
-    base, words = benchmark.make_base(model, tmp_path)
-    source = load_exportable(base, lambda _: load_class_bank(words))
-    assert source.encoder.card == model.card
-    assert len(source.vocabulary.names) == benchmark.CLASSES

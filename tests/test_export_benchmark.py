@@ -1,0 +1,71 @@
+"""benchmarks/export_cards.py without exporting: its bases, what it has is not made again, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import export_cards as benchmark
+import pytest
+
+from crossmost.export.source import load_exportable
+from crossmost.models.point_cards import load_point_card
+from crossmost.runtime.class_bank import load_class_bank
+
+
+def check(
+    metric: str, value: float, name: str = "fp16 in ONNX Runtime", *, passed: bool = True
+) -> dict[str, Any]:
+    return {"metric": metric, "value": value, "name": name, "clouds": 4, "passed": passed}
+
+
+def write(folder: Path, card: str, precision: str, *checks: dict[str, Any]) -> None:
+    parity = {"checks": checks, "clouds": {"points": [7, 512]}}
+    row = {
+        "card": card,
+        "precision": precision,
+        "parity": parity,
+        "peak_bytes": 2**30,
+        "machine": "A machine",
+    }
+    (folder / f"{card}_{precision}.json").write_text(json.dumps(row))
+
+
+def test_a_line_is_the_worst_of_graphs_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    rounded = "fp16, every operation rounded, in torch"
+    write(
+        tmp_path, "uni3d-ti", "fp16",
+        check("cosine_min", 0.9999), check("cosine_min", 0.9998), check("cosine_min", 0.9, rounded),
+        check("fps_identical", 1.0), check("top1_agreement", 0.75, passed=False), check("top1_agreement", 1.0),
+    )  # fmt: skip
+    write(tmp_path, "uni3d-ti", "fp32", check("max_abs_difference", 1e-7), check("max_abs_difference", 3e-7))
+    lines = benchmark.table().splitlines()
+    assert lines[0] == "A machine"
+    assert lines[-2:] == [
+        "| uni3d-ti | fp32 | 4 | 512 | 3.0e-07 |  |  |  |  | 2 of 2 | 1.0 GiB |",
+        "| uni3d-ti | fp16 | 4 | 512 |  | 0.9998000 | 0.9000000 | 100% | 75% | 5 of 6 | 1.0 GiB |",
+    ]
+    assert lines[2].count("|") == lines[3].count("|") == lines[4].count("|")
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+    write(tmp_path, "uni3d-g", "fp32")
+    benchmark.measure("uni3d-g", ["fp32"], tmp_path / "no meshes", tmp_path / "no work")
+
+
+def test_every_card_has_a_width_and_a_text_model() -> None:
+    assert {card: benchmark.joint_space(card) for card in ("uni3d-ti", "point-tiny")} == {
+        "uni3d-ti": (1024, "EVA02-E-14-plus/laion2b_s9b_b144k"),
+        "point-tiny": (benchmark.DIM, benchmark.TAG),
+    }
+
+
+def test_its_base_can_be_exported_with_its_class_vectors(tmp_path: Path) -> None:
+    card = load_point_card("point-tiny")
+    base, words = benchmark.random_base(card, 64, "a text model", tmp_path)
+    source = load_exportable(base, lambda _: load_class_bank(words))
+    assert source.encoder.card == card
+    assert len(source.vocabulary.names) == benchmark.CLASSES

@@ -73,6 +73,8 @@ BALANCED = Row("joint-center-balanced", "joint-center-balanced", {"center": "bal
 """The crossmost recipe about the balanced center, whatever the branches speak for: no rival of it."""
 TRUE_LABELS = Row("joint-true-labels", "joint-true-labels", taught=True)
 """The crossmost recipe with the labels that it lacks: no rival of it, see true_labels.py."""
+LONG = Row("joint-long", "joint-long", {"epochs": TrainConfig.model_fields["epochs"].default})
+"""The crossmost recipe for as long as it trains unless told otherwise: no rival of rows that train for less."""
 REPAIRS = tuple(repair_row(repair, options) for repair, options in repairs().items())
 READ_FROM_TEACHER = tuple(
     Row(f"{row.name}+exported", row.training, row.options | {"exported": "teacher"})
@@ -80,12 +82,13 @@ READ_FROM_TEACHER = tuple(
     if row.name in ("repair-center", "repair-anchor")
 )
 """Repairs that act on the teacher, which the reference recipe does not export."""
-ROWS = {row.name: row for row in (*MAIN, *WITHOUT, BALANCED, TRUE_LABELS, *REPAIRS, *READ_FROM_TEACHER)}
+ROWS = {row.name: row for row in (*MAIN, *WITHOUT, BALANCED, LONG, TRUE_LABELS, *REPAIRS, *READ_FROM_TEACHER)}
 ZERO_SHOT = "zero-shot"
 TITLES = {ZERO_SHOT: ZERO_SHOT} | {row.name: row.name for row in MAIN}
 TITLES |= {"centered": "zero-shot about the center, untrained"}
 TITLES |= {"joint": "joint (crossmost recipe)", REFERENCE: "joint (reference recipe)"}
 TITLES |= {BALANCED.name: "joint about the balanced center"}
+TITLES |= {LONG.name: f"joint, {LONG.options['epochs']} epochs"}
 TITLES |= {TRUE_LABELS.name: "*not label-free*: joint, taught the true labels"}
 TITLES |= {row.name: row.name.replace("-", " ") for row in WITHOUT}
 

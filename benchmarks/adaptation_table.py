@@ -12,6 +12,7 @@ import numpy as np
 from adaptation_rows import (
     BALANCED,
     BRANCHES,
+    LONG,
     MAIN,
     READ_FROM_TEACHER,
     READ_OUTS,
@@ -89,7 +90,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def main_table(results: Sequence[Result], pair: str) -> str:
     """Every way to adapt, each branch alone and both together."""
-    lines = lines_of(results, pair, [row.name for row in (*MAIN, *WITHOUT, BALANCED, TRUE_LABELS)])
+    lines = lines_of(results, pair, [row.name for row in (*MAIN, *WITHOUT, BALANCED, LONG, TRUE_LABELS)])
     rows = [
         [
             TITLES[name],

@@ -45,7 +45,7 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 # Accuracy first: where trainings are missing they take longest, and the others use what they leave in WORK.
 ACCURACY := adaptation diagnosis baselines few_classes robustness open_set
 SPEED := throughput latency
-OTHERS := export_parity public_encoders
+OTHERS := export_parity export_cards public_encoders
 
 benchmark-data:
 	@test -d "$(DATA)" || { echo "expected DATA=FOLDER, the point cloud archives of benchmarks/README.md: found '$(DATA)'" >&2; exit 2; }

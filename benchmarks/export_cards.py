@@ -11,6 +11,7 @@ in results/export_cards/ already is not made again; a bundle is gone once it has
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,8 @@ CLASSES = 40
 CLOUDS, BATCHES = 4, "1:2:4"
 DIM, TAG = 512, "random"
 """Of the cards that no public model has."""
+PEAK = 9
+"""An export's memory as a multiple of the encoder's float32 weights, as that of uni3d-l took."""
 EMULATED = "every operation rounded"
 
 
@@ -59,6 +62,17 @@ def joint_space(card: str) -> tuple[int, str]:
         if model.name == card:
             return model.dim, model.text
     return DIM, TAG
+
+
+def fits(card: str) -> bool:
+    """Whether this machine has the memory to export a card's encoder; says so where it has not."""
+    needed = PEAK * 4 * next((model.parameters for model in list_models() if model.name == card), 0)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        print(
+            f"{card}: left out, {needed / 2**30:.0f} of {there / 2**30:.0f} GiB are needed", file=sys.stderr
+        )
+    return needed <= there
 
 
 def measure(card: str, precisions: list[str], meshes: Path, work: Path) -> None:
@@ -129,7 +143,8 @@ def main() -> None:
     if not options.tables_only:
         options.work.mkdir(parents=True, exist_ok=True)
         for card in options.cards.split(",") if options.cards else list_point_cards():
-            measure(card, options.precisions, options.data / "raw", options.work)
+            if fits(card):
+                measure(card, options.precisions, options.data / "raw", options.work)
     write_between(HERE / "README.md", "export-cards", table())
 
 

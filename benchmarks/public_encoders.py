@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import arguments as common
 from adaptation import machine
-from export_cards import random_base
+from export_cards import fits, random_base
 from export_parity import run_measured
 from tables import write_between
 
@@ -142,8 +142,9 @@ def main() -> None:
     results = arguments.work / "public-quick" if arguments.quick else RESULTS
     models = [find(name) for name in arguments.cards.split(",")] if arguments.cards else list_models()
     for model in sorted(models, key=lambda model: model.parameters):
-        measure(model, arguments.data, arguments.work, results, arguments.quick)
-        print(f"{model.name}: done", file=sys.stderr)
+        if fits(model.name):
+            measure(model, arguments.data, arguments.work, results, arguments.quick)
+            print(f"{model.name}: done", file=sys.stderr)
     if arguments.quick:
         print(table(results))
     else:

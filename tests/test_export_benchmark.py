@@ -69,3 +69,15 @@ def test_its_base_can_be_exported_with_its_class_vectors(tmp_path: Path) -> None
     source = load_exportable(base, lambda _: load_class_bank(words))
     assert source.encoder.card == card
     assert len(source.vocabulary.names) == benchmark.CLASSES
+
+
+def test_a_card_that_does_not_fit_into_memory_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**20}  # 4 GiB
+    monkeypatch.setattr(benchmark.os, "sysconf", pages.__getitem__)
+    assert [card for card in ("point-tiny", "uni3d-b", "uni3d-l") if benchmark.fits(card)] == [
+        "point-tiny",
+        "uni3d-b",
+    ]
+    assert capsys.readouterr().err == "uni3d-l: left out, 10 of 4 GiB are needed\n"

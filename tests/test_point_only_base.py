@@ -65,6 +65,20 @@ def test_training_is_point_only_and_says_so_in_one_line(trained: tuple[Result, P
     assert table == ["point"]
 
 
+def test_options_of_the_images_are_told_to_do_nothing(
+    tmp_path: Path, shapes_file: Path, points_base: Path, trained: tuple[Result, Path]
+) -> None:
+    result = invoke(
+        "train", shapes_file, "--base", points_base, "--vocabulary", trained[1] / "classes.npz", "--out",
+        tmp_path / "run", "--set", "alignment_weight=2", *SHORT[:-4], "--epochs", "0",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    warned = [line for line in result.stderr.splitlines() if "no effect" in line]
+    assert warned == [
+        "warning: alignment_weight has no effect with mode=point-only: it needs mode=joint",
+    ]
+
+
 def test_asking_for_it_is_as_good_and_says_nothing(
     tmp_path: Path, shapes_file: Path, points_base: Path, trained: tuple[Result, Path]
 ) -> None:

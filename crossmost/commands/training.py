@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,6 +106,7 @@ def train(
     from crossmost.config import (
         beside_another_recipe,
         explained_yaml,
+        fit_to_base,
         make_config,
         parse_assignments,
         read_options,
@@ -118,14 +120,14 @@ def train(
     stated = {**given, **parse_assignments(assignments or [])}
     of_file = beside_another_recipe(read_options(config), stated.get("recipe")) if config else {}
     settings = make_config({**of_file, **stated})
-    for line in without_effect(settings, stated):
-        typer.echo(f"warning: {line}", err=True)
     if print_config:
+        _warn(without_effect(settings, stated))
         typer.echo(explained_yaml(settings), nl=False)
         return
     if data is None or out is None or (base is None and not resume):
         raise InputError("expected DATA, --base and --out (with --resume: DATA and --out)")
     from crossmost import workflows
+    from crossmost.checkpoints.base import load_architecture
     from crossmost.data.reading import Reading
     from crossmost.words import Words
 
@@ -145,6 +147,10 @@ def train(
         )  # fmt: skip
         return
     assert base is not None
+    base_file = find_base(base)
+    # As the base can be trained: one without an image branch is trained point-only, whatever the default.
+    fitted = fit_to_base(settings, images=load_architecture(base_file).image is not None)
+    _warn(without_effect(fitted, stated))
     words = Words(
         classes=classes,
         vocabulary=vocabulary,
@@ -153,10 +159,15 @@ def train(
         spaces=settings.recipe == "crossmost",  # the published code keeps the underscores
     )
     workflows.start_training(
-        data, find_base(base), words, settings, out,
+        data, base_file, words, settings, out,
         Reading(up_axis or "z", columns, color or "auto"),
         split=split, test=test, ignore_labels=ignore_labels, tensorboard=tensorboard,
     )  # fmt: skip
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(f"warning: {line}", err=True)
 
 
 @command(

@@ -116,6 +116,22 @@ def test_a_cloud_that_changes_its_class_fails_however_close_it_is(bank):
     assert checks[TOP1].failing == ("cloud6",)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_rounding_may_turn_one_answer_of_few_clouds_and_no_second(bank, precision):
+    rows = bank.vocabulary.embeddings.astype(np.float64)
+    expected = unit(np.stack([rows[0] + rows[1] + 1e-6 * rows[0]] * 8))
+    found = expected.copy()
+    ids = [*IDS, "cloud6"]  # the last one again, to fill a batch
+    for row, passed in ((6, True), (3, False)):
+        found[row] = unit((rows[0] + rows[1] + 1e-6 * rows[1])[None])
+        subject = Subject("in ONNX Runtime", "encoder.onnx", precision, 9, GATES[precision])
+        again = [np.concatenate([each, each[6:7]]) for each in (expected, found)]
+        (check,) = (c for c in embedding_checks(subject, *again, ids, bank) if c.metric == TOP1)
+        assert check.passed == passed
+    assert check.value == 6 / 8
+    assert set(check.failing) == {"cloud3", "cloud6"}
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_what_is_not_finite_fails_and_leaves_a_report_that_is_json(expected, bank, number):
     found = expected.copy()

@@ -99,7 +99,8 @@ def embedding_checks(
     least = subject.gates[COSINE_MIN].limit
     checks.append(subject.check(COSINE_MIN, cosines.min(), ids, 1.0 - cosines, cosines < least))
     differs: NDArray[np.bool_] = bank.logits(expected).argmax(axis=1) != bank.logits(found).argmax(axis=1)
-    changed = {ids[row] for row in np.flatnonzero(differs)}  # tiled clouds count once, as for the gate
+    # Tiled clouds count once, as for the gate.
+    changed = {name for name, turned in zip(ids, differs, strict=True) if turned}
     same = 1.0 - len(changed) / len(set(ids))
     checks.append(subject.check(TOP1, same, ids, differs.astype(np.float64), differs))
     return checks

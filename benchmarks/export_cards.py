@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import arguments as common
 from adaptation import machine
-from export_parity import PRECISIONS, cell, run_measured
+from export_parity import PRECISIONS, cell
 from tables import write_between
 
 from crossmost.checkpoints.base import Architecture, save_base
@@ -42,6 +43,7 @@ DIM, TAG = 512, "random"
 """Of the cards that no public model has."""
 PEAK = 9
 """An export's memory as a multiple of the encoder's float32 weights, as that of uni3d-l took."""
+REFUSED = "error: verification failed, no bundle was written: "
 EMULATED = "every operation rounded"
 
 
@@ -90,17 +92,32 @@ def measure(card: str, precisions: list[str], meshes: Path, work: Path) -> None:
                 "--verify", meshes, "--verify-clouds", CLOUDS, "--batch", BATCHES,
                 *WAYS[precision],
             ]  # fmt: skip
-            memory = run_measured([str(part) for part in command])
-            manifest = json.loads((bundle / "manifest.json").read_text())
-            shutil.rmtree(bundle)
-            row = {
-                "card": card, "precision": precision, "parity": manifest["parity"],
-                "bytes": sum(entry["bytes"] for entry in manifest["files"].values()), "peak_bytes": memory,
-                "machine": machine(),
-            }  # fmt: skip
+            row = {"card": card, "precision": precision, "machine": machine()}
+            row |= export([str(part) for part in command], bundle, folder / "stderr.txt")
             RESULTS.mkdir(parents=True, exist_ok=True)
             (RESULTS / f"{card}_{precision}.json").write_text(json.dumps(row, indent=1) + "\n")
             print(f"{card} {precision}: done", file=sys.stderr)
+
+
+def export(command: list[str], bundle: Path, said: Path) -> dict[str, Any]:
+    """What the manifest says of an export, or why it was refused; and its peak memory.
+
+    Raises:
+        SystemExit: it failed for another reason than its gates.
+    """
+    with said.open("w") as stderr:
+        child = subprocess.Popen(command, stderr=stderr)
+        _, status, usage = os.wait4(child.pid, 0)
+    memory = {"peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+    if status:
+        last = (said.read_text().splitlines() or [""])[-1]
+        if not last.startswith(REFUSED):
+            raise SystemExit(f"{' '.join(command)} failed: {last}")
+        return {"refused": last.removeprefix(REFUSED), **memory}
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    shutil.rmtree(bundle)
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
+    return {"parity": manifest["parity"], "bytes": total, **memory}
 
 
 def table() -> str:
@@ -118,6 +135,8 @@ def table() -> str:
 
 def line(row: dict[str, Any]) -> str:
     """The worst of one export, over its graphs and batches."""
+    if "refused" in row:
+        return f"| {row['card']} | {row['precision']} | refused: {row['refused']} {'| ' * 9}"
     checks = row["parity"]["checks"]
 
     def values(metric: str, emulated: bool = False) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,27 @@ def test_a_line_is_the_worst_of_graphs_and_batches(tmp_path: Path, monkeypatch: 
         "| uni3d-ti | fp16 | 4 | 512 |  | 0.9998000 | 0.9000000 | 100% | 75% | 5 of 6 | 1.0 GiB |",
     ]
     assert lines[2].count("|") == lines[3].count("|") == lines[4].count("|")
+
+
+def test_a_refused_export_is_a_result_and_any_other_failure_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path)
+
+    def export(words: str) -> dict[str, Any]:
+        command = [sys.executable, "-c", f"import sys; sys.exit({words!r})"]
+        return benchmark.export(command, tmp_path / "no bundle", tmp_path / "stderr.txt")
+
+    found = export(f"{benchmark.REFUSED}cosine_mean 0.9, gate 0.999")
+    assert found["refused"] == "cosine_mean 0.9, gate 0.999"
+    assert found["peak_bytes"] > 0
+    row = {"card": "uni3d-ti", "precision": "int8", "machine": "A machine", **found}
+    (tmp_path / "uni3d-ti_int8.json").write_text(json.dumps(row))
+    head, line = benchmark.table().splitlines()[-3], benchmark.table().splitlines()[-1]
+    assert line.startswith("| uni3d-ti | int8 | refused: cosine_mean 0.9, gate 0.999 |")
+    assert line.count("|") == head.count("|")
+    with pytest.raises(SystemExit, match="failed: error: no space"):
+        export("error: no space")
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

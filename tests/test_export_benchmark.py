@@ -98,8 +98,10 @@ def test_a_card_that_does_not_fit_into_memory_is_left_out(
 ) -> None:
     pages = {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**20}  # 4 GiB
     monkeypatch.setattr(benchmark.os, "sysconf", pages.__getitem__)
-    assert [card for card in ("point-tiny", "uni3d-b", "uni3d-l") if benchmark.fits(card)] == [
-        "point-tiny",
-        "uni3d-b",
+    fitting = [card for card in ("point-tiny", "uni3d-b", "uni3d-l") if benchmark.fits(card)]
+    assert fitting == ["point-tiny", "uni3d-b"]
+    assert not benchmark.fits("uni3d-l", "int8")
+    assert capsys.readouterr().err.splitlines() == [
+        "uni3d-l in fp32: left out, 6 of 4 GiB are needed",
+        "uni3d-l in int8: left out, 11 of 4 GiB are needed",
     ]
-    assert capsys.readouterr().err == "uni3d-l: left out, 10 of 4 GiB are needed\n"

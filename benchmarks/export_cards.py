@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import arguments as common
 from adaptation import machine
-from export_parity import PRECISIONS, cell
+from export_parity import PRECISIONS, cell, ended
 from tables import write_between
 
 from crossmost.checkpoints.base import Architecture, save_base
@@ -107,18 +107,16 @@ def export(command: list[str], bundle: Path, said: Path) -> dict[str, Any]:
         SystemExit: it failed for another reason than its gates.
     """
     with said.open("w") as stderr:
-        child = subprocess.Popen(command, stderr=stderr)
-        _, status, usage = os.wait4(child.pid, 0)
-    memory = {"peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+        status, memory = ended(subprocess.Popen(command, stderr=stderr))
     if status:
         last = (said.read_text().splitlines() or [""])[-1]
         if not last.startswith(REFUSED):
             raise SystemExit(f"{' '.join(command)} failed: {last}")
-        return {"refused": last.removeprefix(REFUSED), **memory}
+        return {"refused": last.removeprefix(REFUSED), "peak_bytes": memory}
     manifest = json.loads((bundle / "manifest.json").read_text())
     shutil.rmtree(bundle)
     total = sum(entry["bytes"] for entry in manifest["files"].values())
-    return {"parity": manifest["parity"], "bytes": total, **memory}
+    return {"parity": manifest["parity"], "bytes": total, "peak_bytes": memory}
 
 
 def table() -> str:

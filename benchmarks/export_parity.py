@@ -122,11 +122,16 @@ def run_measured(command: list[str]) -> int:
     Raises:
         SystemExit: it failed.
     """
-    child = subprocess.Popen(command)
-    _, status, usage = os.wait4(child.pid, 0)
+    status, memory = ended(subprocess.Popen(command))
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return memory
+
+
+def ended(child: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """Wait for a process: its status, 0 if it succeeded, and its peak memory in bytes."""
+    _, status, usage = os.wait4(child.pid, 0)
+    return status, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def table() -> str:

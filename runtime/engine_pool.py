@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-from crossmost.runtime.engine_worker import EngineWorker
+Worker = TypeVar("Worker")
 
 
-class WorkerPool:
+class WorkerPool(Generic[Worker]):
     """Workers, made when all others are busy, the one used last taken first."""
 
-    def __init__(self, make: Callable[[], EngineWorker], most: int) -> None:
+    def __init__(self, make: Callable[[], Worker], most: int) -> None:
         """Take note of how to make workers; none is made yet.
 
         Args:
@@ -20,18 +21,18 @@ class WorkerPool:
             most: workers there can be.
         """
         self._make, self._most = make, most
-        self._workers: list[EngineWorker] = []
-        self._idle: list[EngineWorker] = []
+        self._workers: list[Worker] = []
+        self._idle: list[Worker] = []
         self._changed = threading.Condition()
         self._closed = False
 
     @property
-    def workers(self) -> tuple[EngineWorker, ...]:
+    def workers(self) -> tuple[Worker, ...]:
         """All there are, busy ones as well."""
         return tuple(self._workers)
 
     @contextmanager
-    def borrow(self) -> Iterator[EngineWorker]:
+    def borrow(self) -> Iterator[Worker]:
         """Have a worker for oneself, if need be after waiting for one.
 
         Raises:
@@ -45,7 +46,7 @@ class WorkerPool:
                 self._idle.append(worker)
                 self._changed.notify_all()
 
-    def close(self, close: Callable[[EngineWorker], None] = EngineWorker.close) -> bool:
+    def close(self, close: Callable[[Worker], None]) -> bool:
         """Wait until all are back and close them, or do nothing where that was done; no new ones are given out.
 
         Args:
@@ -65,7 +66,7 @@ class WorkerPool:
             close(worker)
         return True
 
-    def _take(self) -> EngineWorker:
+    def _take(self) -> Worker:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._idle or len(self._workers) < self._most)
             if self._closed:

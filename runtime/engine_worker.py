@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.runtime.cloud_staging import CloudStaging
 from crossmost.runtime.cuda_calls import CudaError
-from crossmost.runtime.cuda_device import CudaDevice, CudaGraph, CudaStream, DeviceMemory, PinnedMemory
+from crossmost.runtime.cuda_device import CudaGraph, CudaStream, DeviceMemory, PinnedMemory
 from crossmost.runtime.cuda_exclusion import EXCLUSIVE
-from crossmost.runtime.cuda_kernels import SamplingKernels
 from crossmost.runtime.engine_loading import EngineFailed, LoadedEngine
 from crossmost.runtime.engine_shapes import Shape, offsets
-from crossmost.runtime.manifest import Encoder
+from crossmost.runtime.gpu_sampling import GpuSampling
 
 Embeddings = tuple[NDArray[np.float32], dict[str, float]]
 MOST_SHAPES = 16
@@ -76,18 +76,17 @@ class EngineWorker:
     Its context must be current for every call. Memory grows to what the largest batch needs, and no further.
     """
 
-    def __init__(
-        self, device: CudaDevice, engine: LoadedEngine, kernels: SamplingKernels, encoder: Encoder
-    ) -> None:
+    def __init__(self, sampling: GpuSampling, engine: LoadedEngine) -> None:
         """Make the stream; memory comes with the first batch.
 
         Raises:
             CudaError: the driver refused.
         """
-        self._device, self._engine, self._kernels, self._encoder = device, engine, kernels, encoder
-        self._stream = CudaStream(device, marks=3)
+        self._engine, self._kernels, self._encoder = engine, sampling.kernels, sampling.encoder
+        self._device = sampling.device
+        self._stream = CudaStream(self._device, marks=3)
         self._memory: DeviceMemory | None = None
-        self._input: PinnedMemory | None = None
+        self._input = CloudStaging(self._device, self._encoder)
         self._output: PinnedMemory | None = None
         self._plans: OrderedDict[Shape, Plan] = OrderedDict()
         self._batches: set[int] = set()
@@ -123,7 +122,7 @@ class EngineWorker:
         started = time.perf_counter()
         plan = self._plan(shape)
         try:
-            self._fill(clouds, shape)
+            self._input.fill(clouds, shape)
             filled = time.perf_counter()
             if plan.graph is not None:
                 plan.graph.launch(self._stream)
@@ -148,6 +147,7 @@ class EngineWorker:
         for shape in list(self._plans):
             self._forget(shape)
         self._free()
+        self._input.close()
         self._stream.close()
 
     def _plan(self, shape: Shape) -> Plan:
@@ -170,14 +170,13 @@ class EngineWorker:
                 raise self._engine.failed(f"does not take {name} of shape {size}")
         scratch = context.update_device_memory_size_for_shapes()
         needed = [
-            4 * batch * points * encoder.channels,  # the clouds and their sizes lie together: one copy
-            4 * batch,
+            *self._input.needed(shape),
             *(4 * int(np.prod(sizes)) for sizes in (patches, centers, (batch, encoder.dim))),
             self._kernels.workspace_bytes(batch, points),
             scratch,
         ]
         starts, total = offsets(needed)
-        base = self._reserve(total, starts[2], needed[4])
+        base = self._reserve(total, shape, needed[4])
         places = Places(*(base + start for start in starts))
         context.set_device_memory(places.scratch, scratch)
         for name in ("patches", "centers", "embedding"):
@@ -185,43 +184,28 @@ class EngineWorker:
                 raise self._engine.failed(f"does not take the address of {name}")
         return Plan(shape, context, places)
 
-    def _reserve(self, total: int, ingoing: int, outgoing: int) -> int:
+    def _reserve(self, total: int, shape: Shape, outgoing: int) -> int:
         """Make sure there is so much memory, and say where it starts.
 
         Graphs hold addresses: where memory has to move, all plans go.
         """
-        found = (self._memory, self._input, self._output)
         fits = all(
             memory is not None and memory.size >= size
-            for memory, size in zip(found, (total, ingoing, outgoing), strict=True)
+            for memory, size in ((self._memory, total), (self._output, outgoing))
         )
-        if not fits:
+        if not fits or not self._input.holds(shape):
             sizes = [
                 max(size, memory.size if memory else 0)
-                for memory, size in zip(found, (total, ingoing, outgoing), strict=True)
+                for memory, size in ((self._memory, total), (self._output, outgoing))
             ]
-            for shape in list(self._plans):
-                self._forget(shape)
+            for known in list(self._plans):
+                self._forget(known)
             self._free()
             self._memory = DeviceMemory(self._device, sizes[0])
-            self._input = PinnedMemory(self._device, sizes[1])
-            self._output = PinnedMemory(self._device, sizes[2])
+            self._input.reserve(shape)
+            self._output = PinnedMemory(self._device, sizes[1])
         assert self._memory is not None
         return self._memory.address
-
-    def _fill(self, clouds: Sequence[NDArray[np.float32]], shape: Shape) -> None:
-        """Copy clouds to where the GPU reads them.
-
-        What is in the rest of a row is never read; a row too many is given the fewest points there can be.
-        """
-        assert self._input is not None
-        rows = self._input.view(0, (*shape, self._encoder.channels), np.float32)
-        (_, start), _ = offsets([rows.nbytes, 0])
-        sizes = self._input.view(start, (shape.batch,), np.int32)
-        sizes[:] = max(self._encoder.groups, self._encoder.neighbors)
-        for row, cloud in enumerate(clouds):
-            rows[row, : len(cloud)] = cloud
-            sizes[row] = len(cloud)
 
     def _rows(self, shape: Shape) -> NDArray[np.float32]:
         assert self._output is not None
@@ -229,7 +213,6 @@ class EngineWorker:
 
     def _enqueue(self, plan: Plan) -> None:
         """Enqueue the whole way of a batch, from pinned memory to pinned memory."""
-        assert self._input is not None
         assert self._output is not None
         stream, at, (batch, points) = self._stream, plan.at, plan.shape
         stream.mark(BEGIN)
@@ -290,8 +273,8 @@ class EngineWorker:
                 plan.close()
 
     def _free(self) -> None:
-        memories = (self._memory, self._input, self._output)
-        self._memory = self._input = self._output = None
+        memories = (self._memory, self._output)
+        self._memory = self._output = None
         with EXCLUSIVE:
             for memory in memories:
                 if memory is not None:

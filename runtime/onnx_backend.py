@@ -1,11 +1,10 @@
-"""The encoder in ONNX Runtime, on the CPU or an NVIDIA GPU; sampling and grouping are NumPy's."""
+"""The encoder in ONNX Runtime, on the CPU, or on an NVIDIA GPU beside the kernels that sample and group there."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.backend import BackendUnavailable, Embedded, check_finite, trial_cloud
-from crossmost.runtime.manifest import Manifest, locate
+from crossmost.runtime.cuda_driver import probe_cuda
+from crossmost.runtime.gpu_sampling import GpuSampling
+from crossmost.runtime.manifest import Encoder, Manifest, locate
+from crossmost.runtime.onnx_passes import GpuPass, HostPass, Pass
 from crossmost.runtime.onnx_session import create_session
-from crossmost.runtime.sampling import group
 
 GRAPH, INT8 = "encoder.onnx", "encoder.int8.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -68,8 +69,10 @@ class OnnxBackend:
         path = locate(Path(bundle), self._graph)
         if provider == "cpu":
             self._session: Any = _open_cpu(path, manifest.precision, threads)
+            self._pass: Pass = HostPass(self._encoder)
         else:
             self._session = _open_cuda(runtime, path, device or 0, threads)
+            self._pass = _open_pass(self._encoder, device or 0)
             self._try_out()
 
     def embed(self, clouds: Sequence[NDArray[np.float32]]) -> Embedded:
@@ -77,15 +80,12 @@ class OnnxBackend:
         session = self._session
         if session is None:
             raise ValueError("expected an open backend, found a closed one: load the bundle again")
-        seconds = {"group": 0.0, "encode": 0.0}
-        rows = []
+        rows: list[NDArray[np.float32]] = []
+        seconds: dict[str, float] = {}
         for start in range(0, len(clouds), self._clouds):
-            began = time.perf_counter()
-            patches, centers = self._group(clouds[start : start + self._clouds])
-            grouped = time.perf_counter()
-            rows.append(session.run(None, {"patches": patches, "centers": centers})[0])
-            seconds["group"] += grouped - began
-            seconds["encode"] += time.perf_counter() - grouped
+            embedding, took = self._pass.run(session, clouds[start : start + self._clouds])
+            rows.append(embedding)
+            seconds = {stage: seconds.get(stage, 0.0) + took[stage] for stage in took}
         return Embedded(np.concatenate(rows), seconds)
 
     def info(self) -> dict[str, Any]:
@@ -96,22 +96,14 @@ class OnnxBackend:
             "provider": PROVIDERS[self.name.rpartition("-")[2]],
             "threads": self._threads or "one a core",
             "clouds_at_once": self._clouds,
+            "sampling": self._pass.sampling,
+            **self._pass.info(),
         }
 
     def close(self) -> None:
         """Let the session go; passes under way end as they would have."""
         self._session = None
-
-    def _group(
-        self, clouds: Sequence[NDArray[np.float32]]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Patches (b, G, K, C) and centers (b, G, 3) of b clouds."""
-        card = self._encoder
-        patches = np.empty((len(clouds), card.groups, card.neighbors, card.channels), np.float32)
-        centers = np.empty((len(clouds), card.groups, 3), np.float32)
-        for row, cloud in enumerate(clouds):
-            patches[row], centers[row] = group(cloud, card.groups, card.neighbors, card.radius)
-        return patches, centers
+        self._pass.close()
 
     def _try_out(self) -> None:
         """Embed one cloud: what CUDA lacks, such as cuDNN, shows only in the first pass."""
@@ -120,6 +112,7 @@ class OnnxBackend:
         try:
             check_finite(self.embed([cloud]).embedding, self.name)
         except Exception as error:  # ONNX Runtime has classes of its own, which depend on the version
+            self.close()
             raise BackendUnavailable(
                 f"ONNX Runtime's first pass on the GPU failed: {_reason(error)}"
             ) from error
@@ -172,6 +165,17 @@ def _open_cuda(runtime: ModuleType, graph: Path, device: int, threads: int | Non
             'pip install "crossmost[gpu]" brings the CUDA libraries'
         )
     return session
+
+
+def _open_pass(encoder: Encoder, device: int) -> Pass:
+    """Sampling and grouping on the GPU, or by NumPy where something that they need is missing."""
+    gpus = probe_cuda().gpus
+    if device >= len(gpus):  # ONNX Runtime counts one more than the driver: it shall not fail for that
+        return HostPass(encoder, f"the driver names no GPU {device}")
+    try:
+        return GpuPass(GpuSampling(encoder, gpus[device], device), device)
+    except BackendUnavailable as error:
+        return HostPass(encoder, str(error))
 
 
 _CAPTURE = threading.Lock()

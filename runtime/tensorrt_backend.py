@@ -5,7 +5,7 @@ TensorRT ends the process where there is no driver, so nothing here imports it b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +15,14 @@ from numpy.typing import NDArray
 
 from crossmost.runtime.backend import BackendUnavailable, Embedded, check_finite, trial_cloud
 from crossmost.runtime.cuda_calls import CudaError
-from crossmost.runtime.cuda_device import CudaDevice
 from crossmost.runtime.cuda_driver import Gpu, probe_cuda
-from crossmost.runtime.cuda_exclusion import EXCLUSIVE
-from crossmost.runtime.cuda_kernels import KERNELS, InvalidLaunch, SamplingKernels, ptx_name
 from crossmost.runtime.engine_cache import cache_folder as default_cache_folder
 from crossmost.runtime.engine_opening import OpenedEngine, open_engine
 from crossmost.runtime.engine_packages import TensorRt, Unavailable, find_tensorrt
 from crossmost.runtime.engine_pool import WorkerPool
 from crossmost.runtime.engine_shapes import Shape, chunks, padded_batch, padded_points
 from crossmost.runtime.engine_worker import EngineWorker
+from crossmost.runtime.gpu_sampling import GpuSampling
 from crossmost.runtime.manifest import Manifest
 
 WORKERS = 2
@@ -70,16 +68,11 @@ class TensorRtBackend:
             InvalidBundle: the graph that is to be built or its weights are damaged.
         """
         self.name: str = package
-        self._encoder = manifest.encoder
-        self._least = max(self._encoder.groups, self._encoder.neighbors)
-        self._most = max(self._encoder.points, self._least)
         self._tensorrt = _find_package(package, device or 0)
+        self._sampling = GpuSampling(manifest.encoder, self._gpu, device or 0)
         with ExitStack() as undo:
-            self._device = _open_device(device or 0)
-            undo.callback(self._device.close)
-            with self._device.current():
-                self._kernels = self._open_kernels()
-                undo.callback(self._in_context, self._kernels.close)
+            undo.callback(self._sampling.close)
+            with self._sampling.device.current():
                 cache = cache_folder or default_cache_folder()
                 self._opened: OpenedEngine | None = open_engine(
                     Path(bundle), manifest, self._tensorrt, cache=cache, rebuild=rebuild
@@ -98,15 +91,15 @@ class TensorRtBackend:
             EngineFailed: TensorRT refused a batch.
             CudaError: the GPU failed, or its memory is full.
         """
-        self._check(clouds)
+        self._sampling.check(clouds)
         rows: list[NDArray[np.float32]] = []
         seconds: dict[str, float] = {}
-        with self._pool.borrow() as worker, self._device.current():
+        with self._pool.borrow() as worker, self._sampling.device.current():
             assert self._opened is not None
             least, most = self._opened.engine.batches
             for part in chunks(len(clouds), most):
                 batch = clouds[part]
-                points = padded_points(max(map(len, batch)), self._most)
+                points = padded_points(max(map(len, batch)), self._sampling.points[1])
                 embedding, took = worker.embed(batch, Shape(padded_batch(len(batch), least, most), points))
                 rows.append(embedding)
                 seconds = {stage: seconds.get(stage, 0.0) + took[stage] for stage in took}
@@ -142,21 +135,16 @@ class TensorRtBackend:
 
     def close(self) -> None:
         """Wait for batches under way and free everything: see `Backend.close`."""
-        if not self._pool.close(lambda worker: self._in_context(worker.close)):
+        sampling = self._sampling
+        if not self._pool.close(lambda worker: sampling.in_context(worker.close)):
             return
         opened, self._opened = self._opened, None
         if opened is not None:
-            # Not in `_in_context`: a file may be waited for, and nobody else is to wait too.
-            with suppress(CudaError), self._device.current():
+            # Not in `in_context`: a file may be waited for, and nobody else is to wait too.
+            with suppress(CudaError), sampling.device.current():
                 opened.engine.keep_compiled()
-            self._in_context(opened.engine.close)
-        self._in_context(self._kernels.close)
-        self._device.close()
-
-    def _in_context(self, close: Callable[[], None]) -> None:
-        """Close something in the GPU's context; after an error of the GPU there is nothing left to close."""
-        with suppress(CudaError), EXCLUSIVE, self._device.current():
-            close()
+            sampling.in_context(opened.engine.close)
+        sampling.close()
 
     def _try_out(self) -> None:
         """Embed one cloud, enqueued and as a graph: what TensorRT or the driver lack may show only then."""
@@ -165,9 +153,11 @@ class TensorRtBackend:
 
     def _first_failure(self) -> str:
         """Why a cloud cannot be embedded; "" where it can."""
-        cloud, why = trial_cloud(self._least, self._encoder.channels), ""
+        cloud, why = trial_cloud(self._sampling.points[0], self._sampling.encoder.channels), ""
         try:
-            with self._device.current():  # TensorRT's objects may hang on the error alone, which ends here
+            with (
+                self._sampling.device.current()
+            ):  # TensorRT's objects may hang on the error alone, which ends here
                 try:
                     for _ in range(2):
                         check_finite(self.embed([cloud]).embedding, self.name)
@@ -177,37 +167,10 @@ class TensorRtBackend:
             return why or str(error)
         return why
 
-    def _check(self, clouds: Sequence[NDArray[np.float32]]) -> None:
-        """The kernels trust sizes, and a float64 would be read as two numbers."""
-        channels = self._encoder.channels
-        expected = f"prepared clouds: float32 of {channels} channels, {self._least} to {self._most} points"
-        if not len(clouds):
-            raise ValueError(f"expected {expected}, found none")
-        for cloud in clouds:
-            fits = cloud.ndim == 2 and cloud.shape[1] == channels and cloud.dtype == np.float32
-            if not fits or not self._least <= len(cloud) <= self._most:
-                raise ValueError(f"expected {expected}, found {cloud.dtype} of shape {cloud.shape}")
-
     def _make_worker(self) -> EngineWorker:
         assert self._opened is not None
-        with self._device.current():
-            return EngineWorker(self._device, self._opened.engine, self._kernels, self._encoder)
-
-    def _open_kernels(self) -> SamplingKernels:
-        card, gpu = self._encoder, self._gpu
-        try:
-            major, minor = map(int, gpu.compute_capability.split("."))
-            ptx = (KERNELS / ptx_name((major, minor))).read_bytes()
-            return SamplingKernels(
-                ptx,
-                groups=card.groups,
-                neighbors=card.neighbors,
-                channels=card.channels,
-                radius=card.radius,
-                driver=self._device.driver,
-            )
-        except (CudaError, InvalidLaunch, OSError) as error:
-            raise BackendUnavailable(f"the sampling kernels cannot run on {gpu}: {error}") from error
+        with self._sampling.device.current():
+            return EngineWorker(self._sampling, self._opened.engine)
 
     @property
     def _gpu(self) -> Gpu:
@@ -223,10 +186,3 @@ def _find_package(package: Literal["tensorrt", "tensorrt-rtx"], device: int) -> 
     if isinstance(found, Unavailable):
         raise BackendUnavailable(found.reason)
     return found
-
-
-def _open_device(index: int) -> CudaDevice:
-    try:
-        return CudaDevice(index)
-    except (ModuleNotFoundError, CudaError) as error:
-        raise BackendUnavailable(str(error)) from error

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from crossmost.runtime import onnx_backend
+from crossmost.runtime import cuda_device, gpu_sampling, onnx_backend
 from crossmost.runtime.backend import BackendUnavailable
+from crossmost.runtime.cuda_driver import CudaDriver, Gpu
 from crossmost.runtime.manifest import load_manifest
 from crossmost.runtime.onnx_backend import OnnxBackend
 from crossmost.runtime.preprocess import prepare
+from crossmost.runtime.sampling import group
 
 
 def opened(bundle, **options):
@@ -189,3 +192,130 @@ def test_the_cpu_build_of_onnxruntime_has_no_cuda(exported):
         pytest.skip("onnxruntime-gpu is installed here")
     with pytest.raises(BackendUnavailable, match=r'has no CUDA: .* pip install "crossmost\[gpu\]"'):
         opened(exported, provider="cuda")
+
+
+class BoundRuntime(PlayedRuntime):
+    """A played onnxruntime whose sessions read patches where the GPU that is NumPy has them."""
+
+    def __init__(self, driver, encode):
+        super().__init__("CUDAExecutionProvider")
+        self.driver, self.encode, self.host_runs, self.devices = driver, encode, 0, set()
+        self.session.io_binding = lambda: BoundPass(self)
+        self.session.run_with_iobinding = BoundPass.run
+
+    def _run(self, outputs, feed):
+        self.host_runs += 1
+        return [self.encode(feed["patches"], feed["centers"])]
+
+
+class BoundPass:
+    """`IOBinding`: nothing is read before the pass runs."""
+
+    def __init__(self, runtime):
+        self.runtime, self.inputs, self.found = runtime, {}, None
+
+    def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
+        assert device_type == "cuda"
+        self.runtime.devices.add(device_id)
+        self.inputs[name] = self.runtime.driver.device(buffer_ptr, shape, element_type)
+
+    def bind_output(self, name):
+        assert name == "embedding"
+
+    def run(self):
+        self.found = self.runtime.encode(self.inputs["patches"].copy(), self.inputs["centers"].copy())
+
+    def copy_outputs_to_cpu(self):
+        return [self.found]
+
+
+ADA, ORIN = Gpu("NVIDIA RTX 6000 Ada", "8.9"), Gpu("NVIDIA Orin", "8.7")
+
+
+@pytest.fixture
+def gpu_world(play, fake_gpu, monkeypatch):
+    """A played onnxruntime beside a GPU that is NumPy; `driver` and `session` are there to be looked at."""
+    driver = fake_gpu.FakeDriver()
+    runtime = BoundRuntime(driver, fake_gpu.encode)
+    play(runtime)
+    monkeypatch.setattr(onnx_backend, "probe_cuda", lambda: CudaDriver("13.0", (ADA, ORIN), ""))
+    monkeypatch.setattr(cuda_device, "import_driver", lambda: driver)
+    monkeypatch.setattr(gpu_sampling, "SamplingKernels", fake_gpu.FakeKernels)
+    return runtime
+
+
+def by_numpy(clouds, fake_gpu):
+    groups = [group(cloud, 8, 4) for cloud in clouds]
+    return fake_gpu.encode(np.stack([p for p, _ in groups]), np.stack([c for _, c in groups]))
+
+
+def test_on_a_gpu_patches_are_cut_there_and_read_there(exported, gpu_world, clouds, fake_gpu):
+    backend = opened(exported, provider="cuda", device=1)
+    for part in (clouds[:1], clouds, clouds[3:8], clouds[::-1]):
+        found = backend.embed(part)
+        np.testing.assert_allclose(found.embedding, by_numpy(part, fake_gpu), atol=1e-6)
+        assert set(found.seconds) == {"group", "encode"}
+    info = backend.info()
+    assert info["sampling"] == "CUDA kernels"
+    assert info["workers"] == 1
+    assert info["bytes"] > 0
+    assert gpu_world.devices == {1}
+    assert gpu_world.host_runs == 0
+    backend.close()
+    backend.close()
+    assert gpu_world.driver.alive == {}
+    with pytest.raises(ValueError, match="closed"):
+        backend.embed(clouds)
+
+
+def test_threads_on_a_gpu_do_not_read_each_others_patches(exported, gpu_world, clouds, fake_gpu):
+    backend = opened(exported, provider="cuda")
+    parts = [clouds[at : at + 3] for at in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        for part, found in zip(
+            parts, pool.map(lambda part: backend.embed(part).embedding, parts), strict=True
+        ):
+            np.testing.assert_allclose(found, by_numpy(part, fake_gpu), atol=1e-6)
+    assert backend.info()["workers"] <= 2
+    backend.close()
+    assert gpu_world.driver.alive == {}
+
+
+def test_clouds_that_are_not_prepared_never_reach_a_kernel(exported, gpu_world, clouds):
+    backend = opened(exported, provider="cuda")
+    launched = gpu_world.driver.calls["cuMemcpyHtoDAsync"]
+    for wrong in (clouds[0].astype(float), clouds[0][:3], clouds[0][:, :2]):
+        with pytest.raises(ValueError, match="expected prepared clouds: float32 of 3 channels, 8 to "):
+            backend.embed([wrong])
+    assert gpu_world.driver.calls["cuMemcpyHtoDAsync"] == launched
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda patch, driver: driver.failing.update(cuInit=driver.CUresult.CUDA_ERROR_INVALID_VALUE),
+        lambda patch, driver: patch.setattr(onnx_backend, "probe_cuda", lambda: CudaDriver("", (), "none")),
+        lambda patch, driver: patch.setattr(gpu_sampling, "ptx_name", lambda capability: "no_such.ptx"),
+    ],
+    ids=["driver", "no GPU named", "no kernels"],
+)
+def test_without_the_kernels_numpy_cuts_the_patches_and_says_why(
+    exported, gpu_world, clouds, fake_gpu, monkeypatch, break_it
+):
+    break_it(monkeypatch, gpu_world.driver)
+    backend = opened(exported, provider="cuda")
+    assert backend.info()["sampling"].startswith("NumPy on the CPU: ")
+    np.testing.assert_allclose(backend.embed(clouds).embedding, by_numpy(clouds, fake_gpu), atol=1e-6)
+    assert gpu_world.host_runs > 0
+    backend.close()
+    assert gpu_world.driver.alive == {}
+
+
+def test_a_first_pass_that_fails_on_the_gpu_frees_it(exported, gpu_world):
+    def fail(patches, centers):
+        raise RuntimeError("CUDNN_STATUS")
+
+    gpu_world.encode = fail
+    with pytest.raises(BackendUnavailable, match="first pass on the GPU failed: CUDNN_STATUS"):
+        opened(exported, provider="cuda")
+    assert gpu_world.driver.alive == {}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from crossmost.runtime import cuda_device, engine_worker, tensorrt_backend
+from crossmost.runtime import cuda_device, engine_worker, gpu_sampling, tensorrt_backend
 from crossmost.runtime.backend import BackendUnavailable
 from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_driver import CudaDriver, Gpu
@@ -103,7 +103,7 @@ def world(tmp_path: Path, fake_gpu: ModuleType, monkeypatch: pytest.MonkeyPatch)
         bundle, Manifest(1, "0.1.0", encoder, "fp32", 18, 10, files), tmp_path / "cache", driver, trt
     )
     monkeypatch.setattr(cuda_device, "import_driver", lambda: driver)
-    monkeypatch.setattr(tensorrt_backend, "SamplingKernels", fake_gpu.FakeKernels)
+    monkeypatch.setattr(gpu_sampling, "SamplingKernels", fake_gpu.FakeKernels)
     monkeypatch.setattr(tensorrt_backend, "probe_cuda", lambda: CudaDriver("13.0", (ADA, ORIN), ""))
     monkeypatch.setattr(
         tensorrt_backend, "find_tensorrt", lambda *a, **k: find_tensorrt(*a, **k, load=lambda name: made.trt)
@@ -265,8 +265,8 @@ def test_an_array_that_is_fetched_meanwhile_does_not_spoil_a_capture(world, fake
     """Waiting for the whole context is what fetching a tensor of torch takes, and what no capture survives."""
     world.add()
     backend = world.open()
-    with backend._device.current():
-        memory = cuda_device.DeviceMemory(backend._device, 12)
+    with backend._sampling.device.current():
+        memory = cuda_device.DeviceMemory(backend._sampling.device, 12)
     held = world.driver.device(memory.address, (3,))
     held[:] = (1, 2, 3)
     facts = {"shape": (3,), "typestr": "<f4", "data": (memory.address, False), "version": 2}
@@ -317,7 +317,7 @@ def test_only_one_thread_at_a_time_touches_the_whole_context(world, fake_gpu, mo
     backend = world.open()
     for count in (1, 2, 3, 8):
         backend.embed(make_clouds(*[300] * count))
-    with backend._pool.borrow() as worker, backend._device.current():
+    with backend._pool.borrow() as worker, backend._sampling.device.current():
         worker.close()
     backend.close()
     assert outside == []

@@ -4,10 +4,10 @@
 
 Encoders of `crossmost zoo` in full size with random weights, on which time does not depend, exported with
 `crossmost export` in float32 and in float16. Every way is given the same raw clouds on the host and gives embeddings
-back to the host; all ways take turns in one process. The runtime: ONNX Runtime behind the sampling kernels, and, as
-it was before it had them, behind NumPy's sampling. Torch: the module as it is, under autocast to float16, and with
-grouping and encoder compiled besides (CUDA graphs included); its sampling is the trainer's loop, on the GPU.
-`--quick` measures one batch size in few turns and writes no result. Exit 2: no GPU.
+back to the host; all ways take turns in one process. The runtime: ONNX Runtime behind the sampling kernels, a CUDA
+graph a shape, and behind NumPy's sampling, as it works where the kernels cannot. Torch: the module as it is, under
+autocast to float16, and with grouping and encoder compiled besides (CUDA graphs included); its sampling is the
+trainer's loop, on the GPU. `--quick` measures one batch size in few turns and writes no result. Exit 2: no GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from crossmost.models.point_cards import PointCard, load_point_card
 from crossmost.runtime import onnx_backend
 from crossmost.runtime.manifest import load_manifest
 from crossmost.runtime.onnx_backend import OnnxBackend
-from crossmost.runtime.onnx_passes import HostPass
+from crossmost.runtime.onnx_passes import HostPasses
 from crossmost.runtime.preprocess import prepare
 
 HERE = Path(__file__).resolve().parent
@@ -91,11 +91,17 @@ def runtime_way(bundle: Path, card: PointCard, numpy_sampling: bool, stack: Exit
     manifest = load_manifest(bundle)
     backend = OnnxBackend(bundle, manifest, provider="cuda")
     stack.enter_context(closing(backend))
+    info = backend.info()
+    if info["sampling"] != "CUDA kernels" or info["notes"]:
+        raise SystemExit(
+            f"expected the sampling kernels and graphs, found {info['sampling']}, {info['notes']}"
+        )
     if numpy_sampling:
-        backend._pass.close()
-        backend._pass = HostPass(manifest.encoder)
-    elif backend.info()["sampling"] != "CUDA kernels":
-        raise SystemExit(f"expected the sampling kernels, found {backend.info()['sampling']}")
+        session = onnx_backend.open_cuda(
+            onnx_backend.import_onnxruntime(), bundle / onnx_backend.GRAPH, 0, None
+        )
+        passes = HostPasses(session, manifest.encoder, info["clouds_at_once"])
+        return lambda clouds: passes.embed(prepared(clouds, card)).embedding
     return lambda clouds: backend.embed(prepared(clouds, card)).embedding
 
 

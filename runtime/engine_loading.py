@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossmost.runtime.encoder_engine import Answer, EngineFailed
 from crossmost.runtime.engine_compiled import CompiledKernels, compiled_file
 from crossmost.runtime.engine_facts import EngineFacts, InvalidEngine, check_plan
 from crossmost.runtime.engine_log import Messages, make_logger
 from crossmost.runtime.engine_packages import TensorRt
-from crossmost.runtime.errors import RuntimeFailure
 from crossmost.runtime.manifest import Encoder
-
-
-class EngineFailed(RuntimeFailure):
-    """TensorRT refused an engine or a batch; the message holds the last error of its logger."""
 
 
 @dataclass(eq=False)
@@ -67,6 +64,10 @@ class LoadedEngine:
         if context.active_optimization_profile != 0 and not context.set_optimization_profile_async(0, stream):
             raise self.failed("did not select the profile")
         return context
+
+    def apart(self, work: Callable[[], Answer]) -> Answer:
+        """Any thread will do."""
+        return work()
 
     def keep_compiled(self) -> None:
         """Keep the kernels that were compiled here, where the package compiles any, for the next process."""

@@ -21,7 +21,7 @@ from crossmost.runtime.cloud_staging import CloudStaging
 from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_device import CudaGraph, CudaStream, DeviceMemory, PinnedMemory
 from crossmost.runtime.cuda_exclusion import EXCLUSIVE
-from crossmost.runtime.engine_loading import EngineFailed, LoadedEngine
+from crossmost.runtime.encoder_engine import EncoderEngine, EngineFailed
 from crossmost.runtime.engine_shapes import Shape, offsets
 from crossmost.runtime.gpu_sampling import GpuSampling
 
@@ -51,7 +51,7 @@ class Plan:
 
     Attributes:
         shape: of the batch.
-        context: TensorRT's, for this shape and these addresses.
+        context: the engine's, for this shape and these addresses.
         at: where its tensors are.
         graph: the captured work; None until it was captured, or where that failed.
         captures: how often a capture is still to be tried.
@@ -76,7 +76,7 @@ class EngineWorker:
     Its context must be current for every call. Memory grows to what the largest batch needs, and no further.
     """
 
-    def __init__(self, sampling: GpuSampling, engine: LoadedEngine) -> None:
+    def __init__(self, sampling: GpuSampling, engine: EncoderEngine) -> None:
         """Make the stream; memory comes with the first batch.
 
         Raises:
@@ -102,7 +102,7 @@ class EngineWorker:
 
     @property
     def bytes(self) -> int:
-        """Memory on the GPU that it holds, without TensorRT's own."""
+        """Memory on the GPU that it holds, without the engine's own."""
         return self._memory.size if self._memory else 0
 
     def embed(self, clouds: Sequence[NDArray[np.float32]], shape: Shape) -> Embeddings:
@@ -116,7 +116,7 @@ class EngineWorker:
             (B, D) float32, and the seconds each stage took.
 
         Raises:
-            EngineFailed: TensorRT refused.
+            EngineFailed: the engine refused.
             CudaError: the driver refused, or work on the GPU failed.
         """
         started = time.perf_counter()
@@ -128,7 +128,7 @@ class EngineWorker:
                 plan.graph.launch(self._stream)
                 self.launches += 1
             else:
-                self._enqueue(plan)
+                self._engine.apart(lambda: self._enqueue(plan))
             self._stream.wait()
             rows = self._rows(shape)[: len(clouds)].copy()
             seconds = {"fill": filled - started, **self._stages(time.perf_counter() - filled)}
@@ -244,7 +244,7 @@ class EngineWorker:
             self._note(plan, "the engine cannot be captured: rebuild it with this version")
             return
         try:
-            plan.graph = self._stream.capture(lambda: self._enqueue(plan))
+            plan.graph = self._engine.apart(lambda: self._stream.capture(lambda: self._enqueue(plan)))
         except (CudaError, EngineFailed) as error:
             if not plan.captures:
                 self._note(plan, str(error))

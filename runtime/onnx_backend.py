@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from crossmost.runtime.backend import BackendUnavailable, Embedded, check_finite, trial_cloud
 from crossmost.runtime.cuda_driver import probe_cuda
+from crossmost.runtime.gpu_pipeline import GpuPipeline
 from crossmost.runtime.gpu_sampling import GpuSampling
-from crossmost.runtime.manifest import Encoder, Manifest, locate
-from crossmost.runtime.onnx_passes import GpuPass, HostPass, Pass
+from crossmost.runtime.manifest import Manifest, locate
+from crossmost.runtime.onnx_engine import OnnxEngine
+from crossmost.runtime.onnx_passes import HostPasses
 from crossmost.runtime.onnx_session import create_session
 
 GRAPH, INT8 = "encoder.onnx", "encoder.int8.onnx"
@@ -28,12 +30,18 @@ POINTS_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 18}
 MISSING = (
     'ONNX Runtime is not installed: pip install "crossmost[cpu]", or pip install "crossmost[gpu]" with a GPU'
 )
+WARNING, ERROR = 2, 3
+"""Of ONNX Runtime's levels of severity; it starts with the first."""
 LONGEST_REASON = 300
 """A vendor's message can be a page; its first words say what is missing."""
 
 
 class OnnxBackend:
-    """One ONNX Runtime session, shared by all threads; their passes run in parallel."""
+    """The encoder in ONNX Runtime: see `Backend`.
+
+    On a GPU one batch at a time is there, sampled and grouped by kernels on the stream that ONNX Runtime works on, a
+    CUDA graph a shape; where the kernels cannot run, `info` says so and NumPy does their work.
+    """
 
     def __init__(
         self,
@@ -67,26 +75,17 @@ class OnnxBackend:
         # Whoever exported with --int8 wanted it where it is the faster one: on CPUs.
         self._graph = graph or (INT8 if provider == "cpu" and INT8 in manifest.files else GRAPH)
         path = locate(Path(bundle), self._graph)
+        self._sampling = "NumPy"
+        self._passes: GpuPipeline | HostPasses
         if provider == "cpu":
-            self._session: Any = _open_cpu(path, manifest.precision, threads)
-            self._pass: Pass = HostPass(self._encoder)
+            session = _open_cpu(path, manifest.precision, threads)
+            self._passes = HostPasses(session, self._encoder, self._clouds)
         else:
-            self._session = _open_cuda(runtime, path, device or 0, threads)
-            self._pass = _open_pass(self._encoder, device or 0)
-            self._try_out()
+            self._passes = self._open_gpu(runtime, path, device or 0)
 
     def embed(self, clouds: Sequence[NDArray[np.float32]]) -> Embedded:
         """Embed B clouds, a few at a time: see `Backend.embed`."""
-        session = self._session
-        if session is None:
-            raise ValueError("expected an open backend, found a closed one: load the bundle again")
-        rows: list[NDArray[np.float32]] = []
-        seconds: dict[str, float] = {}
-        for start in range(0, len(clouds), self._clouds):
-            embedding, took = self._pass.run(session, clouds[start : start + self._clouds])
-            rows.append(embedding)
-            seconds = {stage: seconds.get(stage, 0.0) + took[stage] for stage in took}
-        return Embedded(np.concatenate(rows), seconds)
+        return self._passes.embed(clouds)
 
     def info(self) -> dict[str, Any]:
         """The library, its provider and the limits: see `Backend.info`."""
@@ -96,23 +95,62 @@ class OnnxBackend:
             "provider": PROVIDERS[self.name.rpartition("-")[2]],
             "threads": self._threads or "one a core",
             "clouds_at_once": self._clouds,
-            "sampling": self._pass.sampling,
-            **self._pass.info(),
+            "sampling": self._sampling,
+            **self._passes.info(),
         }
 
     def close(self) -> None:
-        """Let the session go; passes under way end as they would have."""
-        self._session = None
-        self._pass.close()
+        """Let everything go once passes under way have ended: see `Backend.close`."""
+        self._passes.close()
 
-    def _try_out(self) -> None:
+    def _open_gpu(self, runtime: ModuleType, path: Path, device: int) -> GpuPipeline | HostPasses:
+        """Behind the kernels, or behind NumPy where something that those need is missing; tried out."""
+        _check_cuda(runtime)
+        pipeline, why = self._open_pipeline(runtime, path, device)
+        if pipeline is not None:
+            self._sampling = "CUDA kernels"
+            return pipeline
+        self._sampling = f"NumPy on the CPU: {why}"
+        session = open_cuda(runtime, path, device, self._threads)
+        passes = HostPasses(session, self._encoder, self._clouds)
+        self._try_out(passes)
+        return passes
+
+    def _open_pipeline(self, runtime: ModuleType, path: Path, device: int) -> tuple[GpuPipeline | None, str]:
+        """The kernels with ONNX Runtime on their stream; None, and why, where they do not work here."""
+        gpus = probe_cuda().gpus
+        if device >= len(gpus):
+            return None, f"the driver names no GPU {device}"
+        try:
+            sampling = GpuSampling(self._encoder, gpus[device], device)
+        except BackendUnavailable as error:
+            return None, str(error)
+
+        def open_session(stream: int) -> Any:
+            return open_cuda(runtime, path, device, self._threads, stream)
+
+        engine = OnnxEngine(
+            open_session,
+            runtime.RunOptions,
+            self._encoder,
+            sampling.device,
+            index=device,
+            most=self._clouds,
+        )
+        pipeline = GpuPipeline(sampling, engine, workers=1)  # ONNX Runtime works on one stream a session
+        why = pipeline.first_failure(self.name)
+        if not why:
+            return pipeline, ""
+        pipeline.close()
+        return None, f"the first pass behind the kernels failed: {why[:LONGEST_REASON]}"
+
+    def _try_out(self, passes: HostPasses) -> None:
         """Embed one cloud: what CUDA lacks, such as cuDNN, shows only in the first pass."""
         card = self._encoder
         cloud = trial_cloud(max(card.groups, card.neighbors), card.channels)
         try:
-            check_finite(self.embed([cloud]).embedding, self.name)
+            check_finite(passes.embed([cloud]).embedding, self.name)
         except Exception as error:  # ONNX Runtime has classes of its own, which depend on the version
-            self.close()
             raise BackendUnavailable(
                 f"ONNX Runtime's first pass on the GPU failed: {_reason(error)}"
             ) from error
@@ -142,16 +180,35 @@ def _open_cpu(graph: Path, precision: str, threads: int | None) -> Any:
         raise BackendUnavailable(f"ONNX Runtime cannot open {graph}: {_reason(error)}") from error
 
 
-def _open_cuda(runtime: ModuleType, graph: Path, device: int, threads: int | None) -> Any:
-    """A session on the GPU: ONNX Runtime itself would fall back to the CPU without a word."""
+def _check_cuda(runtime: ModuleType) -> None:
     if PROVIDERS["cuda"] not in runtime.get_available_providers():
         raise BackendUnavailable(
             f"onnxruntime {runtime.__version__} has no CUDA: pip uninstall onnxruntime, then "
             'pip install "crossmost[gpu]"'
         )
+
+
+def open_cuda(
+    runtime: ModuleType, graph: Path, device: int, threads: int | None, stream: int | None = None
+) -> Any:
+    """A session on the GPU: ONNX Runtime itself would fall back to the CPU without a word.
+
+    Args:
+        runtime: the module `onnxruntime`.
+        graph: the .onnx file.
+        device: index of the GPU.
+        threads: of what stays on the CPU; None for one a core.
+        stream: handle of the stream it is to work on; None for one of its own.
+
+    Raises:
+        BackendUnavailable: it cannot; says why.
+    """
     # TF32 would round the coordinates of float32 graphs to ten bits.
-    provider: Any = (PROVIDERS["cuda"], {"device_id": str(device), "use_tf32": "0"})
-    with _captured() as said:
+    options = {"device_id": str(device), "use_tf32": "0"}
+    if stream is not None:
+        options["user_compute_stream"] = str(stream)
+    provider: Any = (PROVIDERS["cuda"], options)
+    with _captured(runtime) as said:
         try:
             if hasattr(runtime, "preload_dlls"):  # finds the CUDA libraries that pip installed
                 runtime.preload_dlls()
@@ -167,26 +224,22 @@ def _open_cuda(runtime: ModuleType, graph: Path, device: int, threads: int | Non
     return session
 
 
-def _open_pass(encoder: Encoder, device: int) -> Pass:
-    """Sampling and grouping on the GPU, or by NumPy where something that they need is missing."""
-    gpus = probe_cuda().gpus
-    if device >= len(gpus):  # ONNX Runtime counts one more than the driver: it shall not fail for that
-        return HostPass(encoder, f"the driver names no GPU {device}")
-    try:
-        return GpuPass(GpuSampling(encoder, gpus[device], device), device)
-    except BackendUnavailable as error:
-        return HostPass(encoder, str(error))
-
-
 _CAPTURE = threading.Lock()
 
 
 @contextlib.contextmanager
-def _captured() -> Any:
-    """Catch what ONNX Runtime prints instead of raising; one thread at a time, since stdout is everyone's."""
+def _captured(runtime: ModuleType) -> Any:
+    """Catch what ONNX Runtime prints instead of raising; one thread at a time, since stdout is everyone's.
+
+    1.31 warns on the process's own stderr that no plugin provides CUDA, which nobody asked for.
+    """
     said = io.StringIO()
     with _CAPTURE, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        yield said
+        runtime.set_default_logger_severity(ERROR)
+        try:
+            yield said
+        finally:
+            runtime.set_default_logger_severity(WARNING)
 
 
 def _reason(error: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from crossmost.runtime import cuda_device, gpu_sampling, onnx_backend
 from crossmost.runtime.backend import BackendUnavailable
 from crossmost.runtime.cuda_driver import CudaDriver, Gpu
+from crossmost.runtime.encoder_engine import EngineFailed
 from crossmost.runtime.manifest import load_manifest
 from crossmost.runtime.onnx_backend import OnnxBackend
 from crossmost.runtime.preprocess import prepare
@@ -58,13 +60,13 @@ def test_the_answer_does_not_depend_on_the_batch(request, clouds, which, monkeyp
 def test_a_large_batch_is_cut(exported, clouds, monkeypatch):
     monkeypatch.setitem(onnx_backend.POINTS_AT_ONCE, "cpu", 3 * 8 * 4)
     backend = opened(exported)
-    session, sizes = backend._session, []
+    session, sizes = backend._passes._session, []
 
     def run(outputs, feed):
         sizes.append(len(feed["patches"]))
         return session.run(outputs, feed)
 
-    backend._session = SimpleNamespace(run=run)
+    backend._passes._session = SimpleNamespace(run=run)
     found = backend.embed(clouds)
     assert sizes == [3] * 6 + [2]
     assert found.embedding.shape == (20, 16)
@@ -116,7 +118,8 @@ class PlayedRuntime(SimpleNamespace):
     """An onnxruntime with CUDA whose sessions end up where `provider` says."""
 
     def __init__(self, provider, failing=None):
-        super().__init__(__version__="1.0", preloaded=0)
+        super().__init__(__version__="1.0", preloaded=0, severities=[])
+        self.set_default_logger_severity = self.severities.append
         self.session = SimpleNamespace(get_providers=lambda: [provider], run=self._run)
         self.failing = failing
         self.number = 0.0
@@ -195,53 +198,78 @@ def test_the_cpu_build_of_onnxruntime_has_no_cuda(exported):
 
 
 class BoundRuntime(PlayedRuntime):
-    """A played onnxruntime whose sessions read patches where the GPU that is NumPy has them."""
+    """A played onnxruntime whose sessions work on a stream of the GPU that is NumPy, if they are given one."""
 
     def __init__(self, driver, encode):
         super().__init__("CUDAExecutionProvider")
-        self.driver, self.encode, self.host_runs, self.devices = driver, encode, 0, set()
-        self.session.io_binding = lambda: BoundPass(self)
-        self.session.run_with_iobinding = BoundPass.run
+        self.driver, self.encode, self.host_runs, self.runs = driver, encode, 0, []
+        self.RunOptions = lambda: SimpleNamespace(add_run_config_entry=self._check_option)
+        self.session.io_binding = lambda: Binding(driver)
+        self.session.run_with_iobinding = self._run_bound
+        self.stream = None
+
+    def _check_option(self, name, value):
+        assert (name, value) == ("disable_synchronize_execution_providers", "1")
 
     def _run(self, outputs, feed):
+        if self.failing:
+            raise self.failing
         self.host_runs += 1
         return [self.encode(feed["patches"], feed["centers"])]
 
+    def _run_bound(self, binding, options):
+        if self.failing:
+            raise self.failing
+        patches, centers, embedding = (binding.arrays[name] for name in ("patches", "centers", "embedding"))
+        self.runs.append((threading.get_ident(), binding.devices, len(patches)))
 
-class BoundPass:
-    """`IOBinding`: nothing is read before the pass runs."""
+        def work():
+            embedding[:] = self.encode(patches, centers)
 
-    def __init__(self, runtime):
-        self.runtime, self.inputs, self.found = runtime, {}, None
+        self.driver.enqueue(self.stream, work)
+
+
+class Binding:
+    """`IOBinding`: arrays where they are on the GPU."""
+
+    def __init__(self, driver):
+        self.driver, self.arrays, self.devices = driver, {}, set()
 
     def bind_input(self, name, device_type, device_id, element_type, shape, buffer_ptr):
         assert device_type == "cuda"
-        self.runtime.devices.add(device_id)
-        self.inputs[name] = self.runtime.driver.device(buffer_ptr, shape, element_type)
+        self.devices.add(device_id)
+        self.arrays[name] = self.driver.device(buffer_ptr, shape, element_type)
 
-    def bind_output(self, name):
-        assert name == "embedding"
-
-    def run(self):
-        self.found = self.runtime.encode(self.inputs["patches"].copy(), self.inputs["centers"].copy())
-
-    def copy_outputs_to_cpu(self):
-        return [self.found]
+    bind_output = bind_input
 
 
 ADA, ORIN = Gpu("NVIDIA RTX 6000 Ada", "8.9"), Gpu("NVIDIA Orin", "8.7")
 
 
 @pytest.fixture
-def gpu_world(play, fake_gpu, monkeypatch):
-    """A played onnxruntime beside a GPU that is NumPy; `driver` and `session` are there to be looked at."""
+def gpu_world(altered, fake_gpu, monkeypatch):
+    """A played onnxruntime beside a GPU that is NumPy, and `bundle`, whose encoder has the GPU's three dimensions."""
     driver = fake_gpu.FakeDriver()
     runtime = BoundRuntime(driver, fake_gpu.encode)
-    play(runtime)
+    runtime.bundle = altered()
+    manifest = load_manifest(runtime.bundle)
+    runtime.manifest = replace(manifest, encoder=replace(manifest.encoder, dim=3))
+
+    def create(path, *, providers=(), threads=None):
+        ((_, options),) = providers
+        runtime.stream = int(options.get("user_compute_stream", 0))
+        return runtime.session
+
+    monkeypatch.setattr(onnx_backend, "import_onnxruntime", lambda: runtime)
+    monkeypatch.setattr(onnx_backend, "create_session", create)
     monkeypatch.setattr(onnx_backend, "probe_cuda", lambda: CudaDriver("13.0", (ADA, ORIN), ""))
     monkeypatch.setattr(cuda_device, "import_driver", lambda: driver)
     monkeypatch.setattr(gpu_sampling, "SamplingKernels", fake_gpu.FakeKernels)
     return runtime
+
+
+def on_gpu(world, **options):
+    return OnnxBackend(world.bundle, world.manifest, provider="cuda", **options)
 
 
 def by_numpy(clouds, fake_gpu):
@@ -249,18 +277,29 @@ def by_numpy(clouds, fake_gpu):
     return fake_gpu.encode(np.stack([p for p, _ in groups]), np.stack([c for _, c in groups]))
 
 
-def test_on_a_gpu_patches_are_cut_there_and_read_there(exported, gpu_world, clouds, fake_gpu):
-    backend = opened(exported, provider="cuda", device=1)
-    for part in (clouds[:1], clouds, clouds[3:8], clouds[::-1]):
+def test_on_a_gpu_a_batch_is_one_graph_from_clouds_to_embeddings(gpu_world, clouds, fake_gpu):
+    backend = on_gpu(gpu_world, device=1)
+    for part in (clouds[:1], clouds, clouds[3:8], clouds[::-1], clouds[2:7]):
         found = backend.embed(part)
         np.testing.assert_allclose(found.embedding, by_numpy(part, fake_gpu), atol=1e-6)
-        assert set(found.seconds) == {"group", "encode"}
+        assert set(found.seconds) == {"fill", "group", "encode", "launch"}
     info = backend.info()
     assert info["sampling"] == "CUDA kernels"
     assert info["workers"] == 1
-    assert info["bytes"] > 0
-    assert gpu_world.devices == {1}
+    assert info["notes"] == []
+    assert {"batch": 24, "points": 64, "cuda_graph": True} in info["shapes"]
+    runs = len(gpu_world.runs)
+    gpu_world.driver.order.clear()
+    np.testing.assert_allclose(
+        backend.embed(clouds[5:10]).embedding, by_numpy(clouds[5:10], fake_gpu), atol=1e-6
+    )
+    assert [name for name in gpu_world.driver.order if not name.startswith(("cuCtx", "cuEvent"))] == [
+        "cuGraphLaunch",
+        "cuStreamSynchronize",
+    ]
+    assert len(gpu_world.runs) == runs
     assert gpu_world.host_runs == 0
+    assert {device for _, devices, _ in gpu_world.runs for device in devices} == {1}
     backend.close()
     backend.close()
     assert gpu_world.driver.alive == {}
@@ -268,54 +307,94 @@ def test_on_a_gpu_patches_are_cut_there_and_read_there(exported, gpu_world, clou
         backend.embed(clouds)
 
 
-def test_threads_on_a_gpu_do_not_read_each_others_patches(exported, gpu_world, clouds, fake_gpu):
-    backend = opened(exported, provider="cuda")
-    parts = [clouds[at : at + 3] for at in range(12)]
+def test_a_pass_that_may_still_allocate_is_not_the_one_that_is_captured(gpu_world, clouds):
+    """Of a new shape there are two passes, and only then the one that becomes the graph."""
+    backend = on_gpu(gpu_world)
+    gpu_world.runs.clear()
+    backend.embed(clouds[:3])
+    assert [count for _, _, count in gpu_world.runs] == [3, 3, 3]
+    assert gpu_world.driver.calls["cuStreamBeginCapture"] == 2  # the other one is of the trial
+
+
+def test_onnxruntime_works_in_one_thread_whoever_asks(gpu_world, clouds, fake_gpu):
+    """What a graph uses of cuBLAS belongs to the thread that ran it, and goes with it."""
+    backend = on_gpu(gpu_world)
+    parts = [clouds[at : at + 1 + at % 5] for at in range(12)]
     with ThreadPoolExecutor(6) as pool:
-        for part, found in zip(
-            parts, pool.map(lambda part: backend.embed(part).embedding, parts), strict=True
-        ):
+        answers = pool.map(lambda part: backend.embed(part).embedding, parts)
+        for part, found in zip(parts, answers, strict=True):
             np.testing.assert_allclose(found, by_numpy(part, fake_gpu), atol=1e-6)
-    assert backend.info()["workers"] <= 2
+    assert len({thread for thread, _, _ in gpu_world.runs}) == 1
+    assert threading.get_ident() not in {thread for thread, _, _ in gpu_world.runs}
+    assert backend.info()["workers"] == 1
     backend.close()
     assert gpu_world.driver.alive == {}
 
 
-def test_clouds_that_are_not_prepared_never_reach_a_kernel(exported, gpu_world, clouds):
-    backend = opened(exported, provider="cuda")
-    launched = gpu_world.driver.calls["cuMemcpyHtoDAsync"]
+def test_a_pass_that_fails_is_an_error_and_never_the_last_result(gpu_world, clouds, fake_gpu):
+    backend = on_gpu(gpu_world)
+    backend.embed(clouds[:2])
+    gpu_world.failing = RuntimeError("CUDA failure 2:\n out of memory")
+    with pytest.raises(EngineFailed, match=r"^ONNX Runtime failed: CUDA failure 2: out of memory$"):
+        backend.embed(clouds[:5])
+    gpu_world.failing = None
+    np.testing.assert_allclose(backend.embed(clouds[:5]).embedding, by_numpy(clouds[:5], fake_gpu), atol=1e-6)
+
+
+def test_clouds_that_are_not_prepared_never_reach_a_kernel(gpu_world, clouds):
+    backend = on_gpu(gpu_world)
+    launched = gpu_world.driver.calls["cuGraphLaunch"]
     for wrong in (clouds[0].astype(float), clouds[0][:3], clouds[0][:, :2]):
         with pytest.raises(ValueError, match="expected prepared clouds: float32 of 3 channels, 8 to "):
             backend.embed([wrong])
-    assert gpu_world.driver.calls["cuMemcpyHtoDAsync"] == launched
+    assert gpu_world.driver.calls["cuGraphLaunch"] == launched
 
 
 @pytest.mark.parametrize(
-    "break_it",
+    ("break_it", "why"),
     [
-        lambda patch, driver: driver.failing.update(cuInit=driver.CUresult.CUDA_ERROR_INVALID_VALUE),
-        lambda patch, driver: patch.setattr(onnx_backend, "probe_cuda", lambda: CudaDriver("", (), "none")),
-        lambda patch, driver: patch.setattr(gpu_sampling, "ptx_name", lambda capability: "no_such.ptx"),
+        (
+            lambda patch, world: world.driver.failing.update(
+                cuInit=world.driver.CUresult.CUDA_ERROR_INVALID_VALUE
+            ),
+            "cuInit failed",
+        ),
+        (
+            lambda patch, world: patch.setattr(
+                onnx_backend, "probe_cuda", lambda: CudaDriver("", (), "none")
+            ),
+            "the driver names no GPU 0",
+        ),
+        (
+            lambda patch, world: patch.setattr(gpu_sampling, "ptx_name", lambda capability: "no_such.ptx"),
+            "the sampling kernels cannot run on",
+        ),
+        (
+            lambda patch, world: setattr(world.session, "io_binding", None),
+            "the first pass behind the kernels failed: 'NoneType'",
+        ),
     ],
-    ids=["driver", "no GPU named", "no kernels"],
+    ids=["driver", "no GPU named", "no kernels", "no stream of ours"],
 )
-def test_without_the_kernels_numpy_cuts_the_patches_and_says_why(
-    exported, gpu_world, clouds, fake_gpu, monkeypatch, break_it
+def test_where_the_kernels_cannot_work_numpy_cuts_the_patches_and_says_why(
+    gpu_world, clouds, fake_gpu, monkeypatch, break_it, why
 ):
-    break_it(monkeypatch, gpu_world.driver)
-    backend = opened(exported, provider="cuda")
-    assert backend.info()["sampling"].startswith("NumPy on the CPU: ")
+    break_it(monkeypatch, gpu_world)
+    backend = on_gpu(gpu_world)
+    assert backend.info()["sampling"].startswith(f"NumPy on the CPU: {why}")
     np.testing.assert_allclose(backend.embed(clouds).embedding, by_numpy(clouds, fake_gpu), atol=1e-6)
     assert gpu_world.host_runs > 0
     backend.close()
     assert gpu_world.driver.alive == {}
 
 
-def test_a_first_pass_that_fails_on_the_gpu_frees_it(exported, gpu_world):
-    def fail(patches, centers):
-        raise RuntimeError("CUDNN_STATUS")
-
-    gpu_world.encode = fail
+def test_a_first_pass_that_fails_either_way_frees_the_gpu(gpu_world):
+    gpu_world.failing = RuntimeError("CUDNN_STATUS")
     with pytest.raises(BackendUnavailable, match="first pass on the GPU failed: CUDNN_STATUS"):
-        opened(exported, provider="cuda")
+        on_gpu(gpu_world)
     assert gpu_world.driver.alive == {}
+
+
+def test_what_onnxruntime_warns_about_is_silenced_while_a_session_opens_and_no_longer(gpu_world):
+    on_gpu(gpu_world)
+    assert gpu_world.severities == [onnx_backend.ERROR, onnx_backend.WARNING]

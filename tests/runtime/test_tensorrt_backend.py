@@ -265,8 +265,8 @@ def test_an_array_that_is_fetched_meanwhile_does_not_spoil_a_capture(world, fake
     """Waiting for the whole context is what fetching a tensor of torch takes, and what no capture survives."""
     world.add()
     backend = world.open()
-    with backend._sampling.device.current():
-        memory = cuda_device.DeviceMemory(backend._sampling.device, 12)
+    with backend._pipeline._sampling.device.current():
+        memory = cuda_device.DeviceMemory(backend._pipeline._sampling.device, 12)
     held = world.driver.device(memory.address, (3,))
     held[:] = (1, 2, 3)
     facts = {"shape": (3,), "typestr": "<f4", "data": (memory.address, False), "version": 2}
@@ -317,7 +317,7 @@ def test_only_one_thread_at_a_time_touches_the_whole_context(world, fake_gpu, mo
     backend = world.open()
     for count in (1, 2, 3, 8):
         backend.embed(make_clouds(*[300] * count))
-    with backend._pool.borrow() as worker, backend._sampling.device.current():
+    with backend._pipeline._pool.borrow() as worker, backend._pipeline._sampling.device.current():
         worker.close()
     backend.close()
     assert outside == []
@@ -401,7 +401,7 @@ def test_close_waits_for_work_and_ends_everything_once(world):
     entered, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with backend._pool.borrow():
+        with backend._pipeline._pool.borrow():
             entered.set()
             release.wait(5)
 
@@ -600,7 +600,7 @@ def test_an_engine_that_embeds_as_nan_is_no_backend(world, monkeypatch):
     def overflow(self, clouds, shape):
         return np.full((len(clouds), world.manifest.encoder.dim), np.nan, np.float32), {}
 
-    monkeypatch.setattr(tensorrt_backend.EngineWorker, "embed", overflow)
+    monkeypatch.setattr(engine_worker.EngineWorker, "embed", overflow)
     with pytest.raises(
         FirstPassFailed, match=r"first pass on .* failed: tensorrt embedded 1 of 1 clouds as NaN"
     ):

@@ -1,6 +1,7 @@
 """Kernels, backends and CUDA graphs proved on this machine's GPU, and their latency beside the GPU's limits.
 
-    python benchmarks/gpu.py BUNDLE [BUNDLE...] [--data DATA] [--out FOLDER] [--soak CALLS] [--quick]
+    python benchmarks/gpu.py BUNDLE [BUNDLE...] [--data DATA] [--out FOLDER] [--soak CALLS] [--turns N] [--quick]
+    python benchmarks/gpu.py --tables-only
 
 The proof: sampling and grouping identical to NumPy, on the archives of DATA or else on procedural shapes, and on clouds
 full of ties; every backend that opens within the gates beside ONNX Runtime on the CPU (a bundle in bf16 beside the fp32
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from gpu_bundle import open_backends, prove_bundle
 from gpu_checks import Check, Proof
 from gpu_clouds import FIXED_SIZES, Sizes, kernel_cases, make_clouds, read_clouds
@@ -47,6 +49,7 @@ from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_device import CudaDevice
 from crossmost.runtime.cuda_driver import CudaDriver, probe_cuda
 from crossmost.runtime.manifest import Manifest, check_files, load_manifest
+from crossmost.runtime.onnx_backend import import_onnxruntime
 from crossmost.runtime.whole_files import write_whole
 
 HERE = Path(__file__).resolve().parent
@@ -74,14 +77,20 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folder of crossmost export")
+    parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="folder of crossmost export")
     parser.add_argument("--data", type=Path, help="folder of archives of real clouds")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu", help="folder of the results")
     parser.add_argument("--soak", type=int, help="calls of the long loop of each backend")
+    parser.add_argument("--turns", type=int, help="measurements of each way")
     parser.add_argument("--quick", action="store_true", help="prove and measure less")
+    common.add_tables_only(parser)
     arguments = parser.parse_args(words)
-    if arguments.soak is not None and arguments.soak < 10:
-        parser.error(f"expected --soak of at least 10 calls, found {arguments.soak}")
+    if not arguments.bundles and not arguments.tables_only:
+        parser.error("expected at least one BUNDLE, found none")
+    for name in ("soak", "turns"):
+        found = getattr(arguments, name)
+        if found is not None and found < 10:
+            parser.error(f"expected --{name} of at least 10 calls, found {found}")
     for name, (full, quick) in CALLS.items():
         if getattr(arguments, name, None) is None:
             setattr(arguments, name, quick if arguments.quick else full)
@@ -205,6 +214,7 @@ def facts(
             "CUDA driver": driver.version,
             "Python": platform.python_version(),
             "NumPy": np.__version__,
+            "ONNX Runtime": import_onnxruntime().__version__,
         },
         "bundles": {
             name: {
@@ -237,6 +247,9 @@ def write(result: dict[str, Any], out: Path, bundles: Sequence[Path]) -> Path:
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse(words)
+    if arguments.tables_only:
+        write_between(README, "gpu", table(arguments.out))
+        return 0
     try:
         driver, device = require_gpu()
         with closing(device):

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import arguments as common
 from export_cards import joint_space, random_base
 from gpu_clouds import make_raw
 from gpu_timing import by_turns, summary
@@ -45,7 +46,7 @@ from crossmost.runtime.preprocess import prepare
 HERE = Path(__file__).resolve().parent
 RESULTS, README = HERE / "results" / "gpu_torch", HERE / "README.md"
 CARDS = ("crossmost-pointbert", "ulip-pointbert")
-BATCHES = (1, 8, 32)
+BATCHES = (1, 32)
 RUNTIME = {
     "runtime, float32": ("fp32", False),
     "runtime, float16": ("fp16", False),
@@ -215,16 +216,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder for bases and bundles")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/gpu-torch"), help="folder for bases and bundles"
+    )
     parser.add_argument("--cards", nargs="+", default=list(CARDS))
     parser.add_argument("--turns", type=int, default=50, help="measurements of each way")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="batch 8 in five turns; write nothing")
+    parser.add_argument("--quick", action="store_true", help="the larger batch in five turns; write nothing")
+    common.add_tables_only(parser)
     arguments = parser.parse_args()
+    if arguments.tables_only:
+        write_between(README, "gpu-torch", table(arguments.out))
+        return 0
     if not torch.cuda.is_available():
         print("expected a GPU that this torch can use, found none", file=sys.stderr)
         return 2
-    batches, turns = (BATCHES[1:2], 5) if arguments.quick else (BATCHES, arguments.turns)
+    batches, turns = (BATCHES[1:], 5) if arguments.quick else (BATCHES, arguments.turns)
     rows = [
         row for card in arguments.cards for row in measure(card, batches, turns, arguments.work.resolve())
     ]

@@ -31,6 +31,9 @@ class EncoderEngine(Protocol):
     def apart(self, work: Callable[[], Answer]) -> Answer:
         """Have work done in the thread that the library wants for all its own, where it wants one."""
 
+    def leave(self, stream: int) -> None:
+        """Hold on to a stream no longer, whose contexts are gone: it is destroyed next."""
+
     def keep_compiled(self) -> None:
         """Keep the kernels that were compiled here, where the library compiles any, for the next process."""
 

@@ -69,6 +69,9 @@ class LoadedEngine:
         """Any thread will do."""
         return work()
 
+    def leave(self, stream: int) -> None:
+        """Nothing but contexts held it."""
+
     def keep_compiled(self) -> None:
         """Keep the kernels that were compiled here, where the package compiles any, for the next process."""
         if self.compiled is not None:

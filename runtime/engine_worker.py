@@ -148,6 +148,7 @@ class EngineWorker:
             self._forget(shape)
         self._free()
         self._input.close()
+        self._engine.leave(self._stream.handle)
         self._stream.close()
 
     def _plan(self, shape: Shape) -> Plan:

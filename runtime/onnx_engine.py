@@ -81,6 +81,10 @@ class OnnxEngine:
             wait([answer])
             raise
 
+    def leave(self, stream: int) -> None:
+        """Close the session: it still has work for its stream when it ends."""
+        self._session = None
+
     def keep_compiled(self) -> None:
         """Nothing was."""
 
@@ -90,7 +94,6 @@ class OnnxEngine:
 
     def close(self) -> None:
         """See `EncoderEngine.close`."""
-        self._session = None
         self._thread.shutdown()
 
 

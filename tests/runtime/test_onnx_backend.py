@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -202,7 +203,7 @@ class BoundRuntime(PlayedRuntime):
 
     def __init__(self, driver, encode):
         super().__init__("CUDAExecutionProvider")
-        self.driver, self.encode, self.host_runs, self.runs = driver, encode, 0, []
+        self.driver, self.encode, self.host_runs, self.runs, self.ended = driver, encode, 0, [], []
         self.RunOptions = lambda: SimpleNamespace(add_run_config_entry=self._check_option)
         self.session.io_binding = lambda: Binding(driver)
         self.session.run_with_iobinding = self._run_bound
@@ -227,6 +228,10 @@ class BoundRuntime(PlayedRuntime):
             embedding[:] = self.encode(patches, centers)
 
         self.driver.enqueue(self.stream, work)
+
+
+class Session:
+    """`InferenceSession`, whose end can be seen."""
 
 
 class Binding:
@@ -258,7 +263,10 @@ def gpu_world(altered, fake_gpu, monkeypatch):
     def create(path, *, providers=(), threads=None):
         ((_, options),) = providers
         runtime.stream = int(options.get("user_compute_stream", 0))
-        return runtime.session
+        session = Session()
+        vars(session).update(vars(runtime.session))
+        weakref.finalize(session, lambda: runtime.ended.append(runtime.stream in driver._queues))
+        return session
 
     monkeypatch.setattr(onnx_backend, "import_onnxruntime", lambda: runtime)
     monkeypatch.setattr(onnx_backend, "create_session", create)
@@ -305,6 +313,15 @@ def test_on_a_gpu_a_batch_is_one_graph_from_clouds_to_embeddings(gpu_world, clou
     assert gpu_world.driver.alive == {}
     with pytest.raises(ValueError, match="closed"):
         backend.embed(clouds)
+
+
+def test_a_session_ends_while_its_stream_is_there(gpu_world, clouds):
+    """It has work for the stream when it ends; on a destroyed one CUDA failed with error 709."""
+    backend = on_gpu(gpu_world)
+    backend.embed(clouds)
+    assert gpu_world.ended == []
+    backend.close()
+    assert gpu_world.ended == [True]
 
 
 def test_a_pass_that_may_still_allocate_is_not_the_one_that_is_captured(gpu_world, clouds):

@@ -7,11 +7,13 @@ No N x N matrix is ever made; the G x N distances are made for a few clouds and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from crossmost.models.grouping_kernels import Sizes, kernel_grouping
 from crossmost.runtime.orientation import signed_columns
 from crossmost.runtime.sampling import squared_radius
 
@@ -193,6 +195,8 @@ def group(
 ) -> Groups:
     """Cut clouds into overlapping patches around farthest-point centres.
 
+    On a GPU by kernels, where they can run there and agree with what torch makes of the first clouds they are given.
+
     Args:
         points: (B, N, 3 or 6) float32, rows padded to the largest cloud.
         groups: G.
@@ -200,13 +204,24 @@ def group(
         sizes: (B,) how many points of each row are real; None for all.
         radius: a patch is the first K points of a ball, see `ball_indices`; None for the K nearest.
     """
+    wanted = Sizes(groups, neighbors, points.shape[-1], radius)
+    in_torch = partial(group_in_torch, wanted)
+    if points.is_cuda and points.dtype == torch.float32:
+        on_gpu = kernel_grouping(points.device, wanted)
+        if on_gpu is not None and (found := on_gpu(points, sizes, in_torch)) is not None:
+            return Groups(*found)
+    return in_torch(points, sizes)
+
+
+def group_in_torch(wanted: Sizes, points: Tensor, sizes: Tensor | None) -> Groups:
+    """`group` by calls of torch alone, on any device."""
     # Every search reads whole columns, so each is laid out in one piece.
     xyz = points[..., :3].transpose(1, 2).contiguous().transpose(1, 2)
-    centers = gather_points(xyz, farthest_point_indices(xyz, groups, sizes))
-    if radius is None:
-        members = nearest_indices(xyz, centers, neighbors, sizes)
+    centers = gather_points(xyz, farthest_point_indices(xyz, wanted.groups, sizes))
+    if wanted.radius is None:
+        members = nearest_indices(xyz, centers, wanted.neighbors, sizes)
     else:
-        members = ball_indices(xyz, centers, neighbors, radius, sizes)
+        members = ball_indices(xyz, centers, wanted.neighbors, wanted.radius, sizes)
     patches = gather_points(points, members)
     relative = patches[..., :3] - centers[:, :, None, :]
     return Groups(torch.cat([relative, patches[..., 3:]], dim=-1), centers)

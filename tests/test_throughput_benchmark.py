@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -33,10 +34,13 @@ BATCH = 6
 REFERENCE = make_config({"recipe": "reference", "batch_size": BATCH, "views": 1})
 
 
-networks, samples, step, throughput, worker, tables = map(
+networks, samples, step, throughput, worker, tables, runtime = map(
     import_module,
-    ("plain_networks", "plain_samples", "plain_step", "throughput", "throughput_worker", "throughput_table"),
-)
+    (
+        "plain_networks", "plain_samples", "plain_step", "throughput", "throughput_worker", "throughput_table",
+        "runtime_worker",
+    ),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +175,7 @@ def test_as_many_patches_and_cells_are_hidden_as_published() -> None:
 def test_inner_time_is_not_the_outer_stages() -> None:
     box = SimpleNamespace(inner=lambda: time.sleep(0.02))
     box.outer = lambda: (box.inner(), time.sleep(0.01), box.inner())
-    stages = worker.Stages()
+    stages = worker.Stages(lambda: None)
     stages.watch(box, "inner", "a")
     stages.watch(box, "outer", "b")
     began = time.perf_counter()
@@ -181,13 +185,76 @@ def test_inner_time_is_not_the_outer_stages() -> None:
     assert stages.seconds["a"] > stages.seconds["b"] > 0
 
 
-def test_every_stage_of_the_trainer_is_seen(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    tiny_architecture: Any,
-    tiny_vocabulary: Any,
-    shapes_file: Path,
-) -> None:
+class Later:
+    """A device that takes note at once and works when it is waited for."""
+
+    def __init__(self) -> None:
+        self.noted = 0.0
+
+    def note(self) -> None:
+        self.noted += 0.02
+
+    def wait(self) -> None:
+        time.sleep(self.noted)
+        self.noted = 0.0
+
+
+def test_a_stage_is_what_the_device_works_for_it() -> None:
+    device = Later()
+    box = SimpleNamespace(one=device.note, other=lambda: (device.note(), device.note()))
+    stages = worker.Stages(device.wait)
+    stages.watch(box, "one", "one")
+    stages.watch(box, "other", "other")
+    device.note()  # of no stage
+    box.one()
+    box.other()
+    assert stages.seconds["one"] == pytest.approx(0.02, rel=0.4)
+    assert stages.seconds["other"] == pytest.approx(0.04, rel=0.4)
+
+    clock = step.WaitingClock(device.wait)
+    device.note()
+    clock.stage("one")
+    clock.stage("other")
+    assert clock.seconds["one"] >= 0.02 > clock.seconds["other"]
+
+
+def test_a_row_that_comes_again_in_a_batch_is_read_once(student: Student) -> None:
+    read: list[int] = []
+
+    def augment(cloud: int, _: None) -> tuple[torch.Tensor, ...]:
+        return (torch.full((20, 3), float(cloud)), torch.rand(20, 3), *(torch.zeros(1) for _ in range(3)))
+
+    rows = SimpleNamespace(read=lambda row: (read.append(row), (row, None))[1], augment=augment)
+    inputs = step.read_batch(rows, networks.PlainNetwork(student), [3, 1, 3, 1], runtime.Clock())
+    assert read == [3, 1]
+    assert inputs.weak_groups[1][:, 0, 0].tolist() == [3.0, 1.0, 3.0, 1.0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_architecture: Any, tiny_vocabulary: Any, shapes_file: Path) -> Path:
+    """What `prepare` makes, for crossmost's ways."""
+    card, image, dim, _ = tiny_architecture
+    save_base(tmp_path / worker.BASE, DualEncoder(card, image, dim), tiny_architecture, {})
+    tiny_vocabulary.save(tmp_path / worker.CLASSES)
+    (tmp_path / worker.ARCHIVE).write_bytes(shapes_file.read_bytes())
+    return tmp_path
+
+
+def run(job: Any, count: int) -> list[dict[str, float]]:
+    """The stages of so many steps."""
+    answers: list[dict[str, float]] = []
+
+    def answer(stages: dict[str, float]) -> None:
+        answers.append(dict(stages))
+        if len(answers) == count:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        worker.run_trainer(job, lambda: None, answer)
+    return answers
+
+
+def test_every_stage_of_the_trainer_is_seen(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     from crossmost.adaptation import diagnosis, trainer
     from crossmost.adaptation import step as trainer_step
     from crossmost.data import dataset
@@ -200,32 +267,134 @@ def test_every_stage_of_the_trainer_is_seen(
     }.items():  # fmt: skip
         for name in names:
             monkeypatch.setattr(owner, name, getattr(owner, name))  # put back after the test
-    card, image, dim, _ = tiny_architecture
-    save_base(tmp_path / worker.BASE, DualEncoder(card, image, dim), tiny_architecture, {})
-    tiny_vocabulary.save(tmp_path / worker.CLASSES)
-    (tmp_path / worker.ARCHIVE).write_bytes(shapes_file.read_bytes())
-    answers: list[dict[str, float]] = []
+    # More steps than an epoch of these clouds has.
+    job = worker.Job("crossmost", str(folder), batch=8, turns=4, threads=2)
+    answers = run(job, job.batches)
+    for each in answers[1:]:
+        assert set(each) == set(tables.STAGES) - {"total"}
+        assert min(each.values()) > 0
 
-    def answer(stages: dict[str, float]) -> None:
-        answers.append(dict(stages))
-        if len(answers) == 2:
-            raise SystemExit
 
+def test_with_loading_processes_nothing_is_watched(folder: Path) -> None:
+    job = worker.Job("reference", str(folder), 8, turns=1, threads=2, precision="bfloat16", workers=1)
+    assert job.name == "reference-bfloat16-loading"
+    # Those of the warm-up and the one that the first turn begins at, and its only one.
+    assert run(job, job.batches - worker.QUEUED) == [{}] * (worker.WARM_UP + 2)
+
+
+def test_what_was_loaded_ahead_is_not_trained_by() -> None:
+    trained: list[int] = []
+    trainer = SimpleNamespace(_train_batch=trained.append)
+    job = worker.Job("reference", "", 8, turns=2, threads=2, workers=3)
+    worker.throw_away(trainer, job.thrown_away)
+    for batch in range(job.batches):
+        trainer._train_batch(batch)
+    assert trained == [0, 1, *range(8, 15)]
+
+
+def test_a_run_answers_of_as_many_steps_as_there_are_processes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = worker.Job("reference", "", 8, turns=2, threads=2, workers=3)
+    answers = worker.RunAnswers(job)
+    said = []
+    for made in range(1, job.batches - worker.QUEUED * 3):
+        answers({})
+        said += [made] * len(capsys.readouterr().out.splitlines())
+    assert said == [3, 6]
+
+    def nobody() -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(answers, "next_line", nobody)
     with pytest.raises(SystemExit):
-        worker.run_trainer("crossmost", tmp_path, 8, answer)
-    assert set(answers[1]) == set(tables.STAGES) - {"total"}
-    assert min(answers[1].values()) > 0
+        answers({})
+    assert set(json.loads(capsys.readouterr().out)["seconds"]) == {"total"}
+
+
+FAKE = """
+import json, sys
+job = json.loads(sys.argv[1])
+if job["recipe"] == "plain" and job["threads"] == 1:
+    sys.exit(3)
+for line in ("here", "ready"):
+    print(line, flush=True)
+    sys.stdin.readline()
+for turn in range(job["turns"]):
+    if job["precision"] == "bfloat16" and turn == 1:
+        sys.exit(3)
+    print(json.dumps({"seconds": {"student": 1, "total": 2}, "peak_bytes": 8, "peak_gpu_bytes": 9}), flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_fails_is_named_and_the_rest_is_written(
+    threads: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "fake.py").write_text(FAKE)
+    monkeypatch.setattr(throughput, "WORKER", tmp_path / "fake.py")
+    monkeypatch.setattr(throughput, "PAUSE", 0)
+
+    def make(recipe: str, **named: Any) -> Any:
+        return worker.Job(recipe, "", 64, turns=2, threads=threads, **named)
+
+    groups = throughput.gpu_groups(make, workers=8)
+    names = [job.name for group in groups for job in group]
+    assert len(set(names)) == len(names) == 9
+    facts = {"gpu": "NVIDIA H100 80GB HBM3", "workers": 8}
+    path = tmp_path / "results" / throughput.result_name(throughput.GPU_SETTING, facts["gpu"])
+    assert path.name == "published-64-nvidia-h100-80gb-hbm3.json"
+    failed = throughput.write_each(throughput.measure(throughput.GPU_SETTING, groups, facts), path)
+    halves = [name for name in names if "bfloat16" in name]
+    assert failed == (["plain", *halves] if threads == 1 else halves)
+    text = tables.table(path.parent)
+    assert "Failed: " in text
+    assert "crossmost, its own recipe, bfloat16, loading processes: 1" in text  # turns
+    assert ("over plain" in text) == (threads == 2)
+    assert "loading processes, over plain" not in text
+
+
+def test_a_way_that_has_had_its_time_takes_no_further_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "fake.py").write_text(FAKE)
+    monkeypatch.setattr(throughput, "WORKER", tmp_path / "fake.py")
+    monkeypatch.setitem(throughput.SHARE, "cpu", 0.0)
+    job = worker.Job("reference", "", 64, turns=3, threads=2)
+    ((answers, failed),) = throughput.take_turns([[job]])
+    assert not failed
+    assert len(answers["reference"]) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_none_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["throughput.py", "--data", str(tmp_path), "--work", str(tmp_path), "--device", "cuda"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert throughput.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("device 'cuda' cannot be used here: ")
+
+
+def answers_of(**each: float) -> dict[str, list[dict[str, Any]]]:
+    """Three turns of some ways, ever slower, by what a way takes."""
+    return {
+        way: [
+            {
+                "seconds": {"read": 0.01, "student": turn * seconds, "total": turn * seconds},
+                "peak_bytes": 3e9,
+                "peak_gpu_bytes": 17e9,
+            }
+            for turn in (1.0, 2.0, 4.0)
+        ]
+        for way, seconds in each.items()
+    }
 
 
 def test_ratios_are_turn_by_turn_and_the_table_reads(tmp_path: Path) -> None:
-    answers = {
-        way: [
-            {"seconds": {"read": 0.01, "student": turn * each, "total": turn * each}, "peak_bytes": 3e9}
-            for turn in (1.0, 2.0, 4.0)
-        ]
-        for way, each in (("plain", 8.0), ("reference", 4.0), ("crossmost", 2.0))
-    }
-    row = throughput.summary(answers)
+    row = throughput.summary(answers_of(plain=8.0, reference=4.0, crossmost=2.0))
     assert row["faster"]["reference"]["total"] == [2.0, 2.0, 2.0]
     assert row["seconds"]["plain"]["student"][1] == 16.0
     (tmp_path / "tiny.json").write_text(
@@ -239,3 +408,29 @@ def test_ratios_are_turn_by_turn_and_the_table_reads(tmp_path: Path) -> None:
         in lines
     )
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
+def test_gpus_have_tables_behind_those_of_the_cpu(tmp_path: Path) -> None:
+    about = {"turns": 3, "threads": 16, "machine": "A machine, torch 2.11.0+cu130, Python 3.12.3"}
+    setting = throughput.SETTINGS[0]._asdict() | about
+    answers = answers_of(plain=8.0, reference=4.0)
+    (tmp_path / "tiny.json").write_text(json.dumps(throughput.summary(answers) | setting))
+    alone = tables.table(tmp_path)
+
+    answers |= {"reference-bfloat16-loading": answers_of(loading=1.0)["loading"]}
+    answers["plain"].pop()
+    row = throughput.summary(answers) | throughput.GPU_SETTING._asdict() | about
+    row |= {"gpu": "NVIDIA H100", "workers": 8, "failed": []}
+    assert row["faster"] == {
+        "reference": {stage: [2.0] * 3 for stage in ("student", "total")} | {"read": [1.0] * 3}
+    }
+    (tmp_path / "a-gpu.json").write_text(json.dumps(row))  # before tiny.json
+    both = tables.table(tmp_path)
+    assert both.startswith(alone + "\n\nNVIDIA H100; A machine, torch 2.11.0+cu130, Python 3.12.3; ")
+    behind = both.removeprefix(alone).splitlines()
+    assert any(line.endswith("batch 64** (3 turns; plain, as published: 2)") for line in behind)
+    assert (
+        "| crossmost, reference recipe, bfloat16, loading processes | 6,400 |  |  |  |  | 32 | 32 | 17.0 GB |"
+        in behind
+    )
+    assert not any(line.startswith("Failed") for line in behind)

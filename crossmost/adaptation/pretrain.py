@@ -202,7 +202,7 @@ def pretrain(
     steps_per_epoch = max(1, len(clouds) // config.batch_size)
     for epoch in range(config.epochs):
         totals: dict[str, float] = {}
-        for step, batch in enumerate(_batches(samples, config, epoch)):
+        for step, batch in enumerate(_batches(samples, config, epoch, device)):
             done = epoch * steps_per_epoch + step
             for parameters in optimizer.param_groups:
                 parameters["lr"] = config.learning_rate * _schedule(done, steps_per_epoch, config)
@@ -222,14 +222,17 @@ def pretrain(
     return model.cpu().eval().requires_grad_(True)
 
 
-def _batches(samples: CaptionedSamples, config: PretrainConfig, epoch: int) -> Iterator[CaptionedBatch]:
+def _batches(
+    samples: CaptionedSamples, config: PretrainConfig, epoch: int, device: torch.device
+) -> Iterator[CaptionedBatch]:
     order = EpochOrder(len(samples), config.batch_size, seed=config.seed, epoch=epoch)
-    loaded = load(samples, collate, config.workers, batch_sampler=order)
+    loaded = load(samples, collate, config.workers, device, batch_sampler=order)
     return (batch for batch in loaded if batch is not None)
 
 
 def _to(batch: CaptionedBatch, device: torch.device) -> CaptionedBatch:
-    return CaptionedBatch(batch.points.to(device), batch.images.to(device), batch.caption.to(device))
+    images, caption = (part.to(device, non_blocking=True) for part in (batch.images, batch.caption))
+    return CaptionedBatch(batch.points.to(device), images, caption)
 
 
 def _schedule(step: int, steps_per_epoch: int, config: PretrainConfig) -> float:

@@ -38,12 +38,13 @@ def update_teacher(
         base: theta_0, a state like the student's; None: as published.
         share: a, how much of the student's way from the base counts.
     """
-    current = student.state_dict()
-    for name, average in teacher.state_dict().items():
-        if average.is_floating_point():
-            value = current[name].to(average.dtype)
-            if base is not None:
-                value = torch.lerp(base[name].to(value), value, share)
-            average.lerp_(value, 1 - decay)
-        else:
-            average.copy_(current[name])
+    current, averages = student.state_dict(), teacher.state_dict()
+    moving = [name for name, average in averages.items() if average.is_floating_point()]
+    values = [current[name].to(averages[name].dtype) for name in moving]
+    # Each of all tensors in one call: a GPU would wait for hundreds of them.
+    if base is not None:
+        start = [base[name].to(value) for name, value in zip(moving, values, strict=True)]
+        values = list(torch._foreach_lerp(start, values, share))
+    torch._foreach_lerp_([averages[name] for name in moving], values, 1 - decay)
+    for name in averages.keys() - set(moving):
+        averages[name].copy_(current[name])

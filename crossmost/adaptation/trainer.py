@@ -156,7 +156,7 @@ class Trainer:
             len(self.clouds), config.batch_size, seed=config.seed, epoch=progress.epoch, start=progress.batch
         )
         gathered = 0  # batches since the last optimiser step
-        for batch in training_batches(self.samples, order, config.workers):
+        for batch in training_batches(self.samples, order, config.workers, self.device):
             figures = None if batch is None else self._train_batch(batch.to(self.device))
             progress.batch += 1
             gathered += figures is not None
@@ -304,7 +304,7 @@ class Trainer:
         config = self.config
         size = self.student.image_size if self.samples.settings.looked_at else None
         plain = PlainSamples(self.watched, image_size=size, views=config.views)
-        return plain_batches(plain, config.batch_size, config.workers)
+        return plain_batches(plain, config.batch_size, config.workers, self.device)
 
     @staticmethod
     def _weights(model: Student) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def scores_by_up_axis(
     for axis in CANDIDATES:
         turned = replace(some, preparation=replace(some.preparation, up_axis=axis))
         samples = PlainSamples(turned, image_size=student.image_size, views=config.views)
-        batches = plain_batches(samples, config.batch_size, config.workers)
+        batches = plain_batches(samples, config.batch_size, config.workers, device)
         seen = diagnose(student, batches, device, config.precision)
         of_point, of_image = calibrate(seen)
         image = None if seen.image is None else (seen.image / of_image).softmax(dim=1)

@@ -33,6 +33,7 @@ from crossmost.runtime.preprocess import fill, normalize
 
 Key = tuple[int, int]  # epoch and index
 MOST_WORKERS = 8
+CPU = torch.device("cpu")
 
 
 class Clouds(Protocol):
@@ -313,19 +314,25 @@ class EpochOrder(Sampler[list[Key]]):
 
 
 def training_batches(
-    samples: TrainingSamples, order: EpochOrder, workers: int | None
+    samples: TrainingSamples, order: EpochOrder, workers: int | None, device: torch.device = CPU
 ) -> Iterator[TrainingBatch | None]:
-    """Load the batches of one epoch; None for one without a readable cloud."""
-    return load(samples, collate_training, workers, batch_sampler=order)
+    """Load the batches of one epoch; None for one without a readable cloud. See `load`."""
+    return load(samples, collate_training, workers, device, batch_sampler=order)
 
 
-def plain_batches(samples: PlainSamples, batch_size: int, workers: int | None) -> Iterator[PlainBatch | None]:
-    """Load a dataset in its own order; None for a batch without a readable cloud."""
-    return load(samples, collate_plain, workers, batch_size=batch_size)
+def plain_batches(
+    samples: PlainSamples, batch_size: int, workers: int | None, device: torch.device = CPU
+) -> Iterator[PlainBatch | None]:
+    """Load a dataset in its own order; None for a batch without a readable cloud. See `load`."""
+    return load(samples, collate_plain, workers, device, batch_size=batch_size)
 
 
 def load(
-    samples: Any, collate: Callable[[list[Any]], Any], workers: int | None, **batching: Any
+    samples: Any,
+    collate: Callable[[list[Any]], Any],
+    workers: int | None,
+    device: torch.device = CPU,
+    **batching: Any,
 ) -> Iterator[Any]:
     """Load batches, leaving out the clouds that cannot be read.
 
@@ -336,12 +343,13 @@ def load(
         samples: with the clouds they are made of as `clouds`.
         collate: makes a batch of at least one sample.
         workers: processes that load; 0 loads in this one, None takes what `usual_workers` says.
+        device: where the batches go: a GPU takes pinned memory while it computes.
         batching: how the DataLoader forms batches.
     """
     loader = DataLoader(
         samples,
-        num_workers=usual_workers() if workers is None else workers,
-        pin_memory=torch.cuda.is_available(),  # a GPU takes pinned memory while it computes
+        num_workers=usual_workers(device) if workers is None else workers,
+        pin_memory=device.type == "cuda",
         collate_fn=partial(_collate, collate),
         **batching,
     )
@@ -350,9 +358,9 @@ def load(
         yield batch
 
 
-def usual_workers() -> int:
+def usual_workers(device: torch.device) -> int:
     """Processes that load where nobody says how many: none where the CPU trains, enough to keep a GPU at work."""
-    return min(MOST_WORKERS, max(0, (os.cpu_count() or 1) - 1)) if torch.cuda.is_available() else 0
+    return min(MOST_WORKERS, max(0, (os.cpu_count() or 1) - 1)) if device.type == "cuda" else 0
 
 
 def _collate(collate: Callable[[list[Any]], Any], samples: Sequence[Any]) -> Loaded:

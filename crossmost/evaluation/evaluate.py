@@ -107,7 +107,7 @@ def evaluate_run(
     clouds.probe()
     place = choose_device(device)
     samples = PlainSamples(clouds, image_size=run.zero_shot.image_size, views=run.config.views)
-    batches = plain_batches(samples, min(MOST_TOGETHER, run.config.batch_size), workers)
+    batches = plain_batches(samples, min(MOST_TOGETHER, run.config.batch_size), workers, place)
     zero_shot, adapted = diagnose_all([run.zero_shot.to(place), run.adapted.to(place)], batches, place)
     before = posteriors(zero_shot, run.temperatures["zero_shot"])
     after = posteriors(adapted, run.temperatures["adapted"])

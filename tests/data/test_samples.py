@@ -306,8 +306,7 @@ def test_a_gpu_is_fed_by_workers_and_from_pinned_memory(
         0,
         False,
     )  # the CPU trains, and has the cores for it
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    list(load(None, lambda found: found, None))
+    list(load(None, lambda found: found, None, torch.device("cuda:1")))
     assert (asked["num_workers"], asked["pin_memory"]) == (expected, True)
     list(load(None, lambda found: found, 2))
     assert asked["num_workers"] == 2

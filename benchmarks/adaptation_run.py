@@ -52,14 +52,20 @@ CPU = torch.device("cpu")
 Right = dict[str, NDArray[np.bool_]]  # branch -> (n,) whether its answer is right
 
 
-def train(row: Row, config: TrainConfig, base: Path, target: Path, folder: Path) -> float | None:
-    """Train a run to its end, or go on with it; seconds, None where they are not those of a whole training."""
+def train(
+    row: Row, config: TrainConfig, base: Path, target: Path, folder: Path, *, keep: bool = True
+) -> float | None:
+    """Train a run to its end, or go on with it; seconds, None where they are not those of a whole training.
+
+    With `keep` the networks of every epoch are kept, for their accuracies.
+    """
     started = time.monotonic()
     whole = not is_run(folder)
     clouds = Reading().open(target, load_architecture(base).point, "train")
 
     def end_of_epoch(record: Mapping[str, Any]) -> None:
-        keep_networks(folder)
+        if keep:
+            keep_networks(folder)
         print(f"{folder.name} epoch {record['epoch'] + 1} kept {record['watched/kept']:.2f}", flush=True)
 
     watching = {"on_batch": lambda _: None, "on_epoch": end_of_epoch}
@@ -68,7 +74,8 @@ def train(row: Row, config: TrainConfig, base: Path, target: Path, folder: Path)
         if whole:
             runs.train(clouds, base, vocabulary, config, folder, **watching)
         else:
-            keep_networks(folder)
+            if keep:
+                keep_networks(folder)
             runs.resume(clouds, folder, runs.check_resumable(folder), **watching)
     return time.monotonic() - started if whole else None
 
@@ -96,14 +103,24 @@ def is_finished(folder: Path, epochs: int) -> bool:
 class TestSplit:
     """The labelled clouds of the report, read and rendered once."""
 
-    def __init__(self, clouds: CloudDataset, run: Run):
-        samples = PlainSamples(clouds, image_size=run.zero_shot.image_size, views=run.config.views)
-        self.batches = list(plain_batches(samples, 64, 0))
-        self.labels = clouds.label_indices(run.vocabulary.names)
+    def __init__(
+        self,
+        clouds: CloudDataset,
+        names: Sequence[str],
+        *,
+        image_size: int | None,
+        views: int,
+        device: torch.device = CPU,
+        workers: int | None = 0,
+    ):
+        samples = PlainSamples(clouds, image_size=image_size, views=views)
+        self.batches = list(plain_batches(samples, 64, workers))
+        self.labels = clouds.label_indices(names)
+        self.device = device
 
     def look(self, network: Student) -> Diagnosis:
-        """The logits of a network."""
-        return diagnose(network, self.batches, CPU)
+        """The logits of a network, which is moved to the device."""
+        return diagnose(network.to(self.device), self.batches, self.device)
 
     def right(self, found: Diagnosis, temperatures: tuple[float, float]) -> Right:
         """Which clouds each branch, and both together, name rightly."""
@@ -154,11 +171,16 @@ def shares(right: Right) -> dict[str, float]:
     return {branch: round(float(each.mean()), 6) for branch, each in right.items()}
 
 
-def measure(folder: Path, target: Path) -> tuple[list[dict[str, Any]], dict[tuple[int, str], Right]]:
+def measure(
+    folder: Path, target: Path, device: torch.device = CPU, workers: int | None = 0
+) -> tuple[list[dict[str, Any]], dict[tuple[int, str], Right]]:
     """What labels say of a finished run: its records, and which test clouds each network names rightly."""
     run = load_run(folder)
     records = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    test = TestSplit(Reading().open(target, run.architecture.point, "test"), run)
+    test = TestSplit(
+        Reading().open(target, run.architecture.point, "test"), run.vocabulary.names,
+        image_size=run.zero_shot.image_size, views=run.config.views, device=device, workers=workers,
+    )  # fmt: skip
     dials = {
         record["epoch"]: (record["temperature/point"], record["temperature/image"]) for record in records
     }

@@ -6,14 +6,16 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from baseline_embeddings import Posterior
-from baseline_networks import BATCH, Target, classify
+from baseline_networks import BATCH, CPU, Target, classify
 from torch import Tensor
 from torch.nn import functional
 
+from crossmost.adaptation.devices import autocast
 from crossmost.adaptation.pretrain import CaptionedBatch, CaptionedSamples, collate
 from crossmost.data.samples import EpochOrder, load
 from crossmost.models.grouping import cut
@@ -26,6 +28,19 @@ STEPS = 400
 SAVED_EVERY = 25
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where and how precisely fine-tuning computes, and how many processes load for it."""
+
+    device: torch.device = CPU
+    precision: str = "float32"
+    workers: int | None = 0
+
+
+HERE = Place()
+"""The CPU, as all baselines."""
+
+
 def rate_at(step: int, steps: int) -> float:
     """Share of the peak learning rate: linear over the first twentieth, then a cosine to zero."""
     warmup = max(1, steps // 20)
@@ -34,7 +49,7 @@ def rate_at(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def make_optimizer(student: Student) -> torch.optim.AdamW:
+def make_optimizer(student: Student, rate: float = RATE) -> torch.optim.AdamW:
     """AdamW over everything; vectors and scalars do not decay."""
     groups = [
         {
@@ -43,7 +58,7 @@ def make_optimizer(student: Student) -> torch.optim.AdamW:
         }
         for decayed in (True, False)
     ]
-    return torch.optim.AdamW(groups, lr=RATE, betas=BETAS)
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS)
 
 
 def fine_tuned(
@@ -62,25 +77,40 @@ def fine_tuned(
     Returns:
         Each branch's posteriors on the test split, in the clouds' own order.
     """
-    student = copy.deepcopy(target.student).requires_grad_(True).train()
-    optimizer = make_optimizer(student)
+    return classify(fine_tune(target, seed, steps, saved), target.test)
+
+
+def fine_tune(
+    target: Target,
+    seed: int,
+    steps: int = STEPS,
+    saved: Path | None = None,
+    *,
+    rate: float = RATE,
+    place: Place = HERE,
+) -> Student:
+    """The network that `fine_tuned` classifies with, on its device; `rate` is that of the base's pre-training."""
+    student = copy.deepcopy(target.student).requires_grad_(True).train().to(place.device)
+    optimizer = make_optimizer(student, rate)
     samples = CaptionedSamples(
         target.train.unlabelled(), target.train.label_indices(target.names), seed=seed,
         image_size=student.images().size, least=student.point_encoder.card.least,
     )  # fmt: skip
     done = restore(student, optimizer, saved)
-    for step, batch in zip(range(done, steps), batches_from(samples, seed, done), strict=False):
+    batches = batches_from(samples, seed, done, place)
+    for step, batch in zip(range(done, steps), batches, strict=False):
         torch.manual_seed(seed * 1_000_003 + step)  # stochastic depth
         for group in optimizer.param_groups:
-            group["lr"] = RATE * rate_at(step, steps)
-        loss = supervised_loss(student, batch)
+            group["lr"] = rate * rate_at(step, steps)
+        with autocast(place.device, place.precision):
+            loss = supervised_loss(student, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if saved is not None and (step + 1) % SAVED_EVERY == 0:
             save(student, optimizer, step + 1, saved)
             print(f"{saved.stem}: step {step + 1} of {steps}, loss {loss.item():.3f}", flush=True)
-    return classify(student, target.test)
+    return student
 
 
 def save(student: Student, optimizer: torch.optim.Optimizer, done: int, path: Path) -> None:
@@ -101,13 +131,16 @@ def restore(student: Student, optimizer: torch.optim.Optimizer, path: Path | Non
     return int(state["done"])
 
 
-def batches_from(samples: CaptionedSamples, seed: int, done: int) -> Iterator[CaptionedBatch]:
+def batches_from(
+    samples: CaptionedSamples, seed: int, done: int, place: Place = HERE
+) -> Iterator[CaptionedBatch]:
     """Batches of augmented clouds, views and labels, epoch after epoch, without the first `done`."""
     size = min(BATCH, len(samples))
     first_epoch, start = divmod(done, len(samples) // size)
     for epoch in itertools.count(first_epoch):
         order = EpochOrder(len(samples), size, seed=seed, epoch=epoch, start=start)
-        yield from load(samples, collate, 0, batch_sampler=order)
+        for points, images, labels in load(samples, collate, place.workers, batch_sampler=order):
+            yield CaptionedBatch(points.to(place.device), images.to(place.device), labels.to(place.device))
         start = 0
 
 

@@ -18,10 +18,10 @@ from crossmost.models.student import Student
 
 def farthest_points(xyz: Tensor, count: int) -> Tensor:
     """Indices (B, count) of farthest points of (B, N, 3), one after the other, from a random one."""
-    batch = torch.arange(len(xyz))
-    distance = torch.full(xyz.shape[:2], 1e10)
-    chosen = torch.zeros(len(xyz), count, dtype=torch.long)
-    farthest = torch.randint(xyz.shape[1], (len(xyz),))
+    batch = torch.arange(len(xyz), device=xyz.device)
+    distance = torch.full(xyz.shape[:2], 1e10, device=xyz.device)
+    chosen = torch.zeros(len(xyz), count, dtype=torch.long, device=xyz.device)
+    farthest = torch.randint(xyz.shape[1], (len(xyz),), device=xyz.device)
     for index in range(count):
         chosen[:, index] = farthest
         distance = torch.min(distance, ((xyz - xyz[batch, farthest][:, None]) ** 2).sum(-1))
@@ -31,7 +31,7 @@ def farthest_points(xyz: Tensor, count: int) -> Tensor:
 
 def cut(xyz: Tensor, groups: int, neighbors: int) -> tuple[Tensor, Tensor]:
     """Patches (B, G, K, 3) around their centers (B, G, 3), of points (B, N, 3)."""
-    rows = torch.arange(len(xyz))[:, None]
+    rows = torch.arange(len(xyz), device=xyz.device)[:, None]
     centers = xyz[rows, farthest_points(xyz, groups)]
     members = nearest(xyz, centers, neighbors)
     return xyz[rows[..., None], members] - centers[:, :, None], centers
@@ -57,7 +57,7 @@ class PlainBlock(nn.Module):
         if not self.training or self.rate == 0:
             return branch
         kept = 1 - self.rate
-        return branch.div(kept) * (kept + torch.rand(len(branch), 1, 1)).floor()
+        return branch.div(kept) * (kept + torch.rand(len(branch), 1, 1, device=branch.device)).floor()
 
 
 class PlainPoints(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,19 @@ THRESHOLD = 0.82
 GLOBAL_LOCAL = 0.2
 LAYER_DECAY = 0.65
 EMBEDDING = re.compile(r"^visual\.(class_embedding|positional_embedding|conv1|ln_pre)")
+
+
+class WaitingClock(Clock):
+    """Seconds by stage, of a device that has to be waited for."""
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        super().__init__()
+        self.wait = wait
+
+    def stage(self, name: str) -> None:
+        """What was done since the last call was `name`, and is done."""
+        self.wait()
+        super().stage(name)
 
 
 class Inputs(NamedTuple):
@@ -41,7 +54,7 @@ def block_mask(centers: Tensor) -> Tensor:
     for own in centers:
         count = int(len(own) * (0.3 + 0.1 * torch.rand(()).item()))
         order = (own - own[torch.randint(len(own), ())]).norm(dim=1).argsort()
-        mask = torch.zeros(len(own), 1)
+        mask = torch.zeros(len(own), 1, device=own.device)
         mask[order[:count]] = 1
         masks.append(mask)
     return torch.stack(masks)
@@ -87,7 +100,7 @@ def student_loss(
     hidden = mask.flatten(1)
     image_local = (((local - of_images[:, None]) ** 2).sum(-1) * hidden).sum() / hidden.sum()
 
-    alike, own = of_points @ of_images.T, torch.arange(len(label))
+    alike, own = of_points @ of_images.T, torch.arange(len(label), device=label.device)
     return (
         branch_losses(student.logits(of_points), label, keep) + point_error + GLOBAL_LOCAL * point_local
         + branch_losses(student.logits(of_images), label, keep) + image_error + GLOBAL_LOCAL * image_local
@@ -99,15 +112,23 @@ def make_optimizer(student: PlainNetwork, rate: float) -> torch.optim.AdamW:
     """AdamW with the layer decay of the image tower; vectors are not decayed, patch tokens' weights are frozen."""
     student.point_encoder.tokens.requires_grad_(False)
     depth = len(student.visual.blocks)
-    groups = []
+    groups: dict[tuple[int, bool], list[Tensor]] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             block = re.match(r"visual\.blocks\.(\d+)\.", name)
             layer = int(block[1]) + 1 if block else 0 if EMBEDDING.match(name) else depth + 1
-            decay = 0.0 if parameter.ndim == 1 else 0.05
-            scaled = rate * LAYER_DECAY ** (depth + 1 - layer)
-            groups.append({"params": [parameter], "lr": scaled, "weight_decay": decay})
-    return torch.optim.AdamW(groups, lr=rate)
+            groups.setdefault((layer, parameter.ndim == 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": rate * LAYER_DECAY ** (depth + 1 - layer),
+                "weight_decay": 0.0 if vectors else 0.05,
+            }
+            for (layer, vectors), parameters in groups.items()
+        ],
+        lr=rate,
+    )
 
 
 @torch.no_grad()
@@ -123,15 +144,18 @@ def move_teacher(teacher: PlainNetwork, student: PlainNetwork, step: int) -> Non
 
 
 def read_batch(samples: PlainSamples, student: PlainNetwork, rows: list[int], clock: Clock) -> Inputs:
-    """Read, augment and cut a batch."""
-    made = []
-    for row in rows:
+    """Read, augment and cut a batch, on the student's device; a row that is there several times is read once."""
+    made = {}
+    for row in dict.fromkeys(rows):
         cloud, picture = samples.read(row)
         clock.stage("read")
-        made.append(samples.augment(cloud, picture))
+        made[row] = samples.augment(cloud, picture)
         clock.stage("augment")
-    weak, strong, weak_views, strong_views, masks = (torch.stack(part) for part in zip(*made, strict=True))
+    parts = [torch.stack(part) for part in zip(*(made[row] for row in rows), strict=True)]
     clock.stage("augment")
+    device = student.classifier.device
+    weak, strong, weak_views, strong_views, masks = (part.to(device) for part in parts)
+    clock.stage("copy")
     encoder = student.point_encoder
     weak_groups = cut(weak, encoder.groups, encoder.neighbors)
     strong_groups = cut(strong, encoder.groups, encoder.neighbors)
@@ -140,9 +164,24 @@ def read_batch(samples: PlainSamples, student: PlainNetwork, rows: list[int], cl
 
 
 def train(
-    student: PlainNetwork, samples: PlainSamples, batch: int, peak_rate: float
+    student: PlainNetwork,
+    samples: PlainSamples,
+    batch: int,
+    peak_rate: float,
+    *,
+    wait: Callable[[], None],
+    first_rows: int,
 ) -> Iterator[dict[str, Any]]:
-    """Train for ever; each item is a step that was made: seconds by stage, and the loss."""
+    """Train for ever; each item is a step that was made: seconds by stage, and the loss.
+
+    Args:
+        student: on its device.
+        samples: to read.
+        batch: rows of a step.
+        peak_rate: the learning rate per 256 rows.
+        wait: until the device has done what it was told.
+        first_rows: so many rows, several times each, are all of the first step.
+    """
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     optimizer = make_optimizer(student, peak_rate * batch / 256)
     student.train()
@@ -152,7 +191,9 @@ def train(
         if len(order) < batch:
             order = torch.randperm(len(samples.clouds)).tolist()
         rows, order = order[:batch], order[batch:]
-        clock = Clock()
+        if step == 0:
+            rows = (rows[:first_rows] * batch)[:batch]
+        clock = WaitingClock(wait)
         inputs = read_batch(samples, student, rows, clock)
         label, keep = joint_labels(teacher, inputs)
         clock.stage("teacher")

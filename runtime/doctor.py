@@ -45,7 +45,7 @@ PURPOSES = {
     "ONNX Runtime": 'runs bundles anywhere: pip install "crossmost[cpu]", or "crossmost[gpu]"',
     "TensorRT": 'for NVIDIA GPUs: pip install "crossmost[tensorrt]"',
     "TensorRT-RTX": 'for RTX GPUs: pip install "crossmost[tensorrt-rtx]"',
-    "cuda-python": "the sampling kernels of TensorRT and TensorRT-RTX need it: pip install cuda-bindings",
+    "cuda-python": "the sampling kernels on a GPU need it: pip install cuda-bindings",
     "filelock": "engines built here are kept with it: pip install filelock",
     "tokenizers": 'new class names on the robot need it: pip install "crossmost[text]"',
     "torch": "the runtime does without",
@@ -81,7 +81,8 @@ bundle = Path(sys.argv[1])
 try:
     wish = Wish(rebuild=json.loads(sys.argv[2]))
     found = select_backend(bundle, load_manifest(bundle), wish)
-    answer = {"used": found.backend.name, "why": found.why, "refused": found.refused}
+    notes = found.backend.info().get("notes", [])
+    answer = {"used": found.backend.name, "why": found.why, "refused": found.refused, "notes": notes}
     found.backend.close()
 except BackendUnavailable as error:
     answer = {"used": "", "why": str(error), "refused": {}}
@@ -100,11 +101,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that `auto` takes for a bundle, empty for none; why; and why each other one was not taken."""
+    """What `auto` takes for a bundle.
+
+    Attributes:
+        used: the backend; empty for none.
+        why: it was taken.
+        refused: why each other one was not.
+        notes: what makes it slower here than it could be.
+    """
 
     used: str
     why: str
     refused: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,7 @@ class Diagnosis:
             return lines
         mark = MARKS["ok" if self.choice.used else "bad"]
         lines.append(f"{mark}{'would be used':<22}{self.choice.used or 'nothing'}: {self.choice.why}")
+        lines += [f"    but {note}" for note in self.choice.notes]
         return lines + [f"    not {name:<18}{why}" for name, why in self.choice.refused.items()]
 
     @property
@@ -274,4 +284,5 @@ def _choose(bundle: Path, rebuild: bool) -> Choice:
         return Choice("", f"looking for one failed: {error}")
     used, why, refused = answer["used"], answer["why"], answer["refused"]
     behind = BACKENDS[BACKENDS.index(used) + 1 :] if used else ()
-    return Choice(used, why, refused | dict.fromkeys(behind, f"not tried: {used} comes first"))
+    behind_it = dict.fromkeys(behind, f"not tried: {used} comes first")
+    return Choice(used, why, refused | behind_it, tuple(answer.get("notes", ())))

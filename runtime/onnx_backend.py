@@ -75,7 +75,7 @@ class OnnxBackend:
         # Whoever exported with --int8 wanted it where it is the faster one: on CPUs.
         self._graph = graph or (INT8 if provider == "cpu" and INT8 in manifest.files else GRAPH)
         path = locate(Path(bundle), self._graph)
-        self._sampling = "NumPy"
+        self._sampling, self._notes = "NumPy", list[str]()
         self._passes: GpuPipeline | HostPasses
         if provider == "cpu":
             session = _open_cpu(path, manifest.precision, threads)
@@ -96,6 +96,7 @@ class OnnxBackend:
             "threads": self._threads or "one a core",
             "clouds_at_once": self._clouds,
             "sampling": self._sampling,
+            "notes": self._notes,
             **self._passes.info(),
         }
 
@@ -110,7 +111,7 @@ class OnnxBackend:
         if pipeline is not None:
             self._sampling = "CUDA kernels"
             return pipeline
-        self._sampling = f"NumPy on the CPU: {why}"
+        self._notes = [f"sampling and grouping stay on the CPU, which is slower: {why}"]
         session = open_cuda(runtime, path, device, self._threads)
         passes = HostPasses(session, self._encoder, self._clouds)
         self._try_out(passes)

@@ -185,11 +185,16 @@ def test_a_bundle_is_checked_and_its_backend_named(bundle):
 
 def test_why_the_better_ones_were_not_taken_and_the_rest_not_tried(machine, bundle):
     refused = {"tensorrt": "not installed"}
-    machine(selection={"used": "tensorrt-rtx", "why": "the best one that works here", "refused": refused})
-    choice = diagnose(bundle).choice
+    notes = ["sampling and grouping stay on the CPU, which is slower: no cuda-python"]
+    machine(
+        selection={"used": "tensorrt-rtx", "why": "the best that works", "refused": refused, "notes": notes}
+    )
+    found = diagnose(bundle)
+    choice = found.choice
     assert choice is not None
     assert choice.refused["tensorrt"] == "not installed"
     assert choice.refused["onnxruntime-cpu"] == "not tried: tensorrt-rtx comes first"
+    assert f"    but {notes[0]}" in found.lines()
 
 
 @pytest.mark.parametrize(("rebuild", "seconds"), [(False, None), (True, doctor.BUILD_SECONDS)])

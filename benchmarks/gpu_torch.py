@@ -6,8 +6,8 @@ Encoders of `crossmost zoo` in full size with random weights, on which time does
 `crossmost export` in float32 and in float16. Every way is given the same raw clouds on the host and gives embeddings
 back to the host; all ways take turns in one process. The runtime: ONNX Runtime behind the sampling kernels, a CUDA
 graph a shape, and behind NumPy's sampling, as it works where the kernels cannot. Torch: the module as it is, under
-autocast to float16, and with grouping and encoder compiled besides (CUDA graphs included); its sampling is the
-trainer's loop, on the GPU. `--quick` measures one batch size in few turns and writes no result. Exit 2: no GPU.
+autocast to float16, and with grouping and encoder compiled besides (CUDA graphs included); its sampling is a loop of
+calls on the GPU. `--quick` measures one batch size in few turns and writes no result. Exit 2: no GPU.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def open_clouds(
     if topic is not None:
         raise InputError(f"{path}: expected a recording (.mcap, .bag, .db3) for --topic, found none")
     encoder = load_manifest(bundle).encoder
-    least, scattered = max(encoder.groups, encoder.neighbors), encoder.radius is not None
+    least, scattered = encoder.least, encoder.radius is not None
     return reading.open(path, EncoderForm(encoder.points, least, encoder.channels, scattered), split)
 
 

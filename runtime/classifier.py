@@ -49,11 +49,14 @@ class Classifier:
     the intensity of (N, 4), the colors of (N, 6). Points with NaN or infinity are dropped and counted. The order of the
     points matters only where distances are equal to the last bit, as on a grid: then the first point goes first.
 
-    Safe to share between threads, none of which waits for another: the encoder's passes run in parallel as far as
-    the backend allows (ONNX Runtime shares one pool of cores between them), and so does most of the sampling, during
-    which NumPy releases the interpreter's lock. A single call is no faster for it: for throughput give a list. Only the
-    test-time cache makes threads take turns, for microseconds. `set_classes` and `enable_cache` take effect between
-    calls: a call under way ends with the classes that it began with.
+    Safe to share between threads. On a CPU none waits for another: the encoder's passes run in parallel (ONNX Runtime
+    shares one pool of cores between them), and so does most of the sampling, during which NumPy releases the
+    interpreter's lock. On a GPU one batch is there at a time with ONNX Runtime and two with TensorRT, and the others
+    wait. A single call is no faster for threads: for throughput give a list. The test-time cache makes them take turns
+    for microseconds. `set_classes` and `enable_cache` take effect between calls: a call under way ends with the
+    classes that it began with.
+
+    Close it, or use it in `with`: what it holds on a GPU is given back then, and not when it is forgotten.
     """
 
     def __init__(

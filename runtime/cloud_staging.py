@@ -27,7 +27,7 @@ class CloudStaging:
             encoder: of the bundle.
         """
         self._device, self._channels = device, encoder.channels
-        self._least = max(encoder.groups, encoder.neighbors)
+        self._least = encoder.least
         self._memory: PinnedMemory | None = None
 
     @property

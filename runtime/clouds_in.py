@@ -68,8 +68,7 @@ class CloudsIn:
         if card.channels == 6 and columns < 6:
             filler = np.full((len(usable), 3), card.color_filler, np.float32)
             usable = np.concatenate([usable, filler], axis=1)
-        least = max(card.groups, card.neighbors)
-        points = prepare_usable(usable, most=card.points, least=least, scattered=card.radius is not None)
+        points = prepare_usable(usable, most=card.points, least=card.least, scattered=card.radius is not None)
         if card.up_axis != "z":
             points = turn(points, "z", card.up_axis).astype(np.float32)
         return Prepared(points, dropped)

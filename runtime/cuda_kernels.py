@@ -101,6 +101,11 @@ class SamplingKernels:
         """Device memory a launch needs besides its inputs and outputs: none for up to 16384 points a cloud."""
         return 0 if _slots(points) else 4 * batch * points
 
+    def sampler(self, points: int) -> str:
+        """The name of the kernel that samples from clouds of so many points."""
+        slots = _slots(points)
+        return f"farthest_points_{slots}" if slots else STREAMING
+
     def local_bytes(self) -> dict[str, int]:
         """Bytes a thread of each kernel keeps in local memory on this GPU: above 0, the driver spilled registers."""
         attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES
@@ -144,11 +149,9 @@ class SamplingKernels:
         """
         self._check(batch, points, workspace_ptr)
         cloud, numbers = [points_ptr, sizes_ptr], [points, self.channels, self.groups]
-        chosen = [indices_ptr, centers_ptr]
-        if slots := _slots(points):
-            name, threads = f"farthest_points_{slots}", SAMPLING_THREADS
-        else:
-            name, threads, chosen = STREAMING, STREAMING_THREADS, [*chosen, workspace_ptr]
+        chosen, name, threads = [indices_ptr, centers_ptr], self.sampler(points), SAMPLING_THREADS
+        if name == STREAMING:
+            threads, chosen = STREAMING_THREADS, [*chosen, workspace_ptr]
         self._enqueue(name, (batch, 1), threads, stream, (cloud, numbers, chosen))
         grid = (batch, -(-self.groups // GROUPING_CENTERS))
         arguments = [*cloud, centers_ptr], [*numbers, self.neighbors, *self._limit], [patches_ptr]

@@ -107,7 +107,7 @@ class Choice:
         used: the backend; empty for none.
         why: it was taken.
         refused: why each other one was not.
-        notes: what makes it slower here than it could be.
+        notes: what is not as it could be here.
     """
 
     used: str

@@ -244,8 +244,13 @@ class EngineWorker:
             plan.captures = 0
             self._note(plan, "the engine cannot be captured: rebuild it with this version")
             return
+
+        def capture() -> None:
+            # Here, and not where it is waited for: interrupted there, nobody would have it.
+            plan.graph = self._stream.capture(lambda: self._enqueue(plan))
+
         try:
-            plan.graph = self._engine.apart(lambda: self._stream.capture(lambda: self._enqueue(plan)))
+            self._engine.apart(capture)
         except (CudaError, EngineFailed) as error:
             if not plan.captures:
                 self._note(plan, str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -56,20 +56,26 @@ class GpuPipeline:
                 seconds = {stage: seconds.get(stage, 0.0) + took[stage] for stage in took}
         return Embedded(np.concatenate(rows), seconds)
 
-    def first_failure(self, name: str) -> str:
-        """Try one cloud, enqueued and as a graph: what a library or the driver lack may show only then.
+    def try_out(self, name: str) -> str:
+        """Embed one cloud, enqueued and as a graph: what a library or the driver lack may show only then.
 
         Args:
             name: of the backend, for what is said.
 
         Returns:
-            One line, why a cloud cannot be embedded; "" where it can.
+            One line, why it cannot be embedded, and the pipeline is closed; "" where it can.
         """
+        with ExitStack() as undo:
+            undo.callback(self.close)  # also where somebody interrupts, for this may take seconds
+            why = self._first_failure(name)
+            if not why:
+                undo.pop_all()
+        return why
+
+    def _first_failure(self, name: str) -> str:
         cloud, why = trial_cloud(self._sampling.points[0], self._sampling.encoder.channels), ""
         try:
-            with (
-                self._sampling.device.current()
-            ):  # a vendor's objects may hang on the error alone, which ends here
+            with self._sampling.device.current():  # TensorRT's objects may hang on the error, which ends here
                 try:
                     for _ in range(2):
                         check_finite(self.embed([cloud]).embedding, name)

@@ -38,13 +38,12 @@ class GpuSampling:
             BackendUnavailable: cuda-python is missing, or the driver or the kernels refuse.
         """
         self.encoder = encoder
-        self._least = max(encoder.groups, encoder.neighbors)
+        self._least = encoder.least
         self._most = max(encoder.points, self._least)
         self.device = _open_device(index)
         with ExitStack() as undo:
             undo.callback(self.device.close)
-            with self.device.current():
-                self.kernels = _open_kernels(self.device, encoder, gpu)
+            self.kernels = _open_kernels(self.device, encoder, gpu)
             undo.pop_all()
 
     @property
@@ -81,7 +80,7 @@ class GpuSampling:
 def _open_device(index: int) -> CudaDevice:
     try:
         return CudaDevice(index)
-    except (ModuleNotFoundError, CudaError) as error:
+    except (ImportError, CudaError) as error:
         raise BackendUnavailable(str(error)) from error
 
 
@@ -89,13 +88,14 @@ def _open_kernels(device: CudaDevice, encoder: Encoder, gpu: Gpu) -> SamplingKer
     try:
         major, minor = map(int, gpu.compute_capability.split("."))
         ptx = (KERNELS / ptx_name((major, minor))).read_bytes()
-        return SamplingKernels(
-            ptx,
-            groups=encoder.groups,
-            neighbors=encoder.neighbors,
-            channels=encoder.channels,
-            radius=encoder.radius,
-            driver=device.driver,
-        )
+        with device.current():
+            return SamplingKernels(
+                ptx,
+                groups=encoder.groups,
+                neighbors=encoder.neighbors,
+                channels=encoder.channels,
+                radius=encoder.radius,
+                driver=device.driver,
+            )
     except (CudaError, InvalidLaunch, OSError) as error:
         raise BackendUnavailable(f"the sampling kernels cannot run on {gpu}: {error}") from error

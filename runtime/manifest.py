@@ -71,6 +71,11 @@ class Encoder:
     scale: str = "unit-sphere"
     radius: float | None = None
 
+    @property
+    def least(self) -> int:
+        """Points that a cloud must have to be cut into patches; one with fewer is filled up."""
+        return max(self.groups, self.neighbors)
+
 
 @dataclass(frozen=True)
 class FileFacts:

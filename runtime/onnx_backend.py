@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.backend import BackendUnavailable, Embedded, check_finite, trial_cloud
+from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_driver import probe_cuda
+from crossmost.runtime.cuda_exclusion import EXCLUSIVE
+from crossmost.runtime.encoder_engine import EngineFailed
 from crossmost.runtime.gpu_pipeline import GpuPipeline
 from crossmost.runtime.gpu_sampling import GpuSampling
 from crossmost.runtime.manifest import Manifest, locate
@@ -32,6 +35,8 @@ MISSING = (
 )
 WARNING, ERROR = 2, 3
 """Of ONNX Runtime's levels of severity; it starts with the first."""
+SAME = 1e-3
+"""Of an embedding's numbers, whose squares sum up to 1: far above rounding, far below another cloud's."""
 LONGEST_REASON = 300
 """A vendor's message can be a page; its first words say what is missing."""
 
@@ -112,7 +117,8 @@ class OnnxBackend:
             self._sampling = "CUDA kernels"
             return pipeline
         self._notes = [f"sampling and grouping stay on the CPU, which is slower: {why}"]
-        session = open_cuda(runtime, path, device, self._threads)
+        with EXCLUSIVE:  # it allocates, which another classifier's capture may not survive
+            session = open_cuda(runtime, path, device, self._threads)
         passes = HostPasses(session, self._encoder, self._clouds)
         self._try_out(passes)
         return passes
@@ -139,16 +145,38 @@ class OnnxBackend:
             most=self._clouds,
         )
         pipeline = GpuPipeline(sampling, engine, workers=1)  # ONNX Runtime works on one stream a session
-        why = pipeline.first_failure(self.name)
-        if not why:
-            return pipeline, ""
-        pipeline.close()
-        return None, f"the first pass behind the kernels failed: {why[:LONGEST_REASON]}"
+        if why := pipeline.try_out(self.name):
+            return None, f"the first pass behind the kernels failed: {why[:LONGEST_REASON]}"
+        with contextlib.ExitStack() as undo:
+            undo.callback(pipeline.close)
+            try:
+                why = self._first_change(pipeline)
+            except (EngineFailed, CudaError) as error:
+                why = _reason(error)
+            if not why:
+                undo.pop_all()
+        return (None, why) if why else (pipeline, "")
+
+    def _first_change(self, pipeline: GpuPipeline) -> str:
+        """Whether a graph still answers as at first once other passes ran; "" where it does.
+
+        ONNX Runtime does not know that it is captured: a pass that read memory of the host would read what is there
+        by then.
+        """
+        first = trial_cloud(self._encoder.least, self._encoder.channels)
+        other = first * np.float32(0.5)
+        pipeline.embed(
+            [other, other, other]
+        )  # the largest batch first: where memory moves, graphs are forgotten
+        before = pipeline.embed([first]).embedding
+        pipeline.embed([other, first])
+        change = float(np.abs(pipeline.embed([first]).embedding - before).max())
+        return "" if change < SAME else f"a CUDA graph's answers changed by up to {change:.2g}"
 
     def _try_out(self, passes: HostPasses) -> None:
         """Embed one cloud: what CUDA lacks, such as cuDNN, shows only in the first pass."""
         card = self._encoder
-        cloud = trial_cloud(max(card.groups, card.neighbors), card.channels)
+        cloud = trial_cloud(card.least, card.channels)
         try:
             check_finite(passes.embed([cloud]).embedding, self.name)
         except Exception as error:  # ONNX Runtime has classes of its own, which depend on the version
@@ -232,7 +260,8 @@ _CAPTURE = threading.Lock()
 def _captured(runtime: ModuleType) -> Any:
     """Catch what ONNX Runtime prints instead of raising; one thread at a time, since stdout is everyone's.
 
-    1.31 warns on the process's own stderr that no plugin provides CUDA, which nobody asked for.
+    1.31 warns on the process's own stderr that no plugin provides CUDA, which nobody asked for. Afterwards its default
+    logger is at its own default level again: ONNX Runtime does not tell what it was.
     """
     said = io.StringIO()
     with _CAPTURE, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

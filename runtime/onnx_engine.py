@@ -6,8 +6,8 @@ allocate on the GPU meanwhile, and a robot's other networks may. Here the worker
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from crossmost.runtime.cuda_device import CudaDevice
 from crossmost.runtime.encoder_engine import Answer, EngineFailed
 from crossmost.runtime.manifest import Encoder
+from crossmost.runtime.own_thread import OwnThread
 
 WITHOUT_WAITING = ("disable_synchronize_execution_providers", "1")
 
@@ -50,7 +51,8 @@ class OnnxEngine:
         self._encoder, self._device, self._index, self._most = encoder, device, index, most
         self._session: Any = None
         self._stream = 0
-        self._thread = ThreadPoolExecutor(1, "crossmost-onnxruntime")
+        self._contexts: weakref.WeakSet[OnnxContext] = weakref.WeakSet()
+        self._thread = OwnThread("crossmost-onnxruntime")
 
     @property
     def batches(self) -> tuple[int, int]:
@@ -60,12 +62,14 @@ class OnnxEngine:
     def make_context(self, stream: int) -> OnnxContext:
         """See `EncoderEngine.make_context`; every context must be for the stream of the first one."""
         if self._session is None:
-            self._session, self._stream = self._open_session(stream), stream
+            self._session, self._stream = self.apart(lambda: self._open_session(stream)), stream
         if stream != self._stream:
             raise self.failed("works on one stream, and was asked for another")
         options = self._run_options()
         options.add_run_config_entry(*WITHOUT_WAITING)
-        return OnnxContext(self._session, options, self._index, self._encoder.dim)
+        context = OnnxContext(self._session, options, self._index, self._encoder.dim)
+        self._contexts.add(context)
+        return context
 
     def apart(self, work: Callable[[], Answer]) -> Answer:
         """In the one thread of this engine, whose context is the GPU's; interrupted it still waits for the work."""
@@ -74,16 +78,11 @@ class OnnxEngine:
             with self._device.current():
                 return work()
 
-        answer = self._thread.submit(there)
-        try:
-            return answer.result()
-        except BaseException:
-            wait([answer])
-            raise
+        return self._thread.run(there)
 
     def leave(self, stream: int) -> None:
-        """Close the session: it still has work for its stream when it ends."""
-        self._session = None
+        """End the session, which still has work for its stream then."""
+        self.apart(self._end_session)
 
     def keep_compiled(self) -> None:
         """Nothing was."""
@@ -94,7 +93,13 @@ class OnnxEngine:
 
     def close(self) -> None:
         """See `EncoderEngine.close`."""
-        self._thread.shutdown()
+        self._thread.close()
+
+    def _end_session(self) -> None:
+        """Drop every reference, also of contexts that an error which somebody keeps still holds."""
+        for context in list(self._contexts):
+            context.end()
+        self._session = None
 
 
 class OnnxContext:
@@ -134,10 +139,20 @@ class OnnxContext:
         Raises:
             EngineFailed: ONNX Runtime refused.
         """
-        try:
-            for _ in range(2 if self._fresh else 1):
-                self._session.run_with_iobinding(self._binding, self._options)
-        except Exception as error:  # ONNX Runtime has classes of its own, which depend on the version
-            raise EngineFailed(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
+        for _ in range(2 if self._fresh else 1):
+            if why := self._run():
+                raise EngineFailed(f"ONNX Runtime failed: {why}")
         self._fresh = False
         return True
+
+    def end(self) -> None:
+        """Let the session go; it runs no more."""
+        self._session = self._binding = None
+
+    def _run(self) -> str:
+        """Why a pass could not be enqueued; "" where it was. Its error is not passed on, for it holds the session."""
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:  # ONNX Runtime has classes of its own, which depend on the version
+            return " ".join(str(error).split()) or type(error).__name__
+        return ""

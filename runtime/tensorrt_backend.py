@@ -73,8 +73,7 @@ class TensorRtBackend:
                 )
             undo.pop_all()
         self._pipeline = GpuPipeline(sampling, self._opened.engine, workers)
-        if why := self._pipeline.first_failure(package):
-            self.close()
+        if why := self._pipeline.try_out(package):
             raise FirstPassFailed(f"{self._tensorrt}'s first pass on {self._tensorrt.gpu} failed: {why}")
 
     def embed(self, clouds: Sequence[NDArray[np.float32]]) -> Embedded:

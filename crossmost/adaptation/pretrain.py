@@ -81,6 +81,11 @@ class CaptionedBatch(NamedTuple):
     images: Tensor  # (B, 3, H, W)
     caption: Tensor  # (B,) int64
 
+    def to(self, device: torch.device) -> CaptionedBatch:
+        """The same on another device."""
+        images, caption = (part.to(device, non_blocking=True) for part in (self.images, self.caption))
+        return CaptionedBatch(self.points.to(device), images, caption)
+
 
 class CaptionedSamples(Dataset[tuple[NDArray[np.float32], Tensor, int] | None]):
     """Augmented clouds, each with a view rendered from a direction of its own."""
@@ -208,7 +213,7 @@ def pretrain(
                 parameters["lr"] = config.learning_rate * _schedule(done, steps_per_epoch, config)
             torch.manual_seed(config.seed * 1_000_003 + done)  # stochastic depth
             terms = objective(
-                model, _to(batch, device), table, train_image=train_image, precision=config.precision
+                model, batch.to(device), table, train_image=train_image, precision=config.precision
             )
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad(set_to_none=True)
@@ -228,11 +233,6 @@ def _batches(
     order = EpochOrder(len(samples), config.batch_size, seed=config.seed, epoch=epoch)
     loaded = load(samples, collate, config.workers, device, batch_sampler=order)
     return (batch for batch in loaded if batch is not None)
-
-
-def _to(batch: CaptionedBatch, device: torch.device) -> CaptionedBatch:
-    images, caption = (part.to(device, non_blocking=True) for part in (batch.images, batch.caption))
-    return CaptionedBatch(batch.points.to(device), images, caption)
 
 
 def _schedule(step: int, steps_per_epoch: int, config: PretrainConfig) -> float:

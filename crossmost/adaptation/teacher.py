@@ -10,6 +10,9 @@ from torch import Tensor
 
 from crossmost.models.student import Student
 
+AT_ONCE = 64
+"""Tensors moved by one call: a GPU would wait for hundreds of calls, and blends of all would be a further network."""
+
 
 def make_teacher(student: Student) -> Student:
     """Copy the student; the copy stays in evaluation mode and takes no gradient."""
@@ -40,11 +43,12 @@ def update_teacher(
     """
     current, averages = student.state_dict(), teacher.state_dict()
     moving = [name for name, average in averages.items() if average.is_floating_point()]
-    values = [current[name].to(averages[name].dtype) for name in moving]
-    # Each of all tensors in one call: a GPU would wait for hundreds of them.
-    if base is not None:
-        start = [base[name].to(value) for name, value in zip(moving, values, strict=True)]
-        values = list(torch._foreach_lerp(start, values, share))
-    torch._foreach_lerp_([averages[name] for name in moving], values, 1 - decay)
+    for first in range(0, len(moving), AT_ONCE):
+        names = moving[first : first + AT_ONCE]
+        values = [current[name].to(averages[name].dtype) for name in names]
+        if base is not None:
+            start = [base[name].to(value) for name, value in zip(names, values, strict=True)]
+            values = list(torch._foreach_lerp(start, values, share))
+        torch._foreach_lerp_([averages[name] for name in names], values, 1 - decay)
     for name in averages.keys() - set(moving):
         averages[name].copy_(current[name])

@@ -331,7 +331,7 @@ def load(
     samples: Any,
     collate: Callable[[list[Any]], Any],
     workers: int | None,
-    device: torch.device = CPU,
+    device: torch.device,
     **batching: Any,
 ) -> Iterator[Any]:
     """Load batches, leaving out the clouds that cannot be read.

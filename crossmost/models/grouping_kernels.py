@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from crossmost.runtime.cuda_calls import CudaError
+from crossmost.runtime.cuda_device import CudaDevice
 from crossmost.runtime.cuda_kernels import KERNELS, InvalidLaunch, SamplingKernels, ptx_name
 
 Patches = tuple[Tensor, Tensor]
@@ -33,11 +34,17 @@ class Sizes(NamedTuple):
 
 
 class KernelGrouping:
-    """The kernels on one GPU, trusted once they agreed with torch on the first clouds they were given."""
+    """The kernels on one GPU; each is trusted once it agreed with torch on the first clouds it was given."""
 
-    def __init__(self, kernels: SamplingKernels):
-        self._kernels = kernels
-        self._trusted: bool | None = None
+    def __init__(self, kernels: SamplingKernels, device: CudaDevice):
+        """Take both over.
+
+        Args:
+            kernels: loaded on the GPU.
+            device: the GPU.
+        """
+        self._kernels, self._device = kernels, device
+        self._trusted: dict[str, bool] = {}
 
     def __call__(
         self, points: Tensor, counts: Tensor | None, in_torch: Callable[[Tensor, Tensor | None], Patches]
@@ -49,18 +56,21 @@ class KernelGrouping:
             counts: (B,) how many points of each row are real; None for all.
             in_torch: does the same, to be compared with.
         """
-        if self._trusted is False:
+        sampler = self._kernels.sampler(points.shape[1])
+        if self._trusted.get(sampler) is False:
             return None
         found = self._launch(points, counts)
-        if self._trusted is None:
+        if sampler not in self._trusted:
             some = slice(0, COMPARED)
             expected = in_torch(points[some], None if counts is None else counts[some])
-            self._trusted = all(
+            self._trusted[sampler] = all(
                 torch.equal(right, part[some]) for right, part in zip(expected, found, strict=True)
             )
-            if not self._trusted:
+            if not self._trusted[sampler]:
                 warnings.warn(
-                    f"the sampling kernels are wrong on {points.device}: torch does their work", stacklevel=2
+                    f"{sampler} is wrong on {points.device}: torch does its work",
+                    RuntimeWarning,
+                    stacklevel=2,
                 )
                 return None
         return found
@@ -73,7 +83,9 @@ class KernelGrouping:
         # What is freed when this returns is given to later work of the same stream alone.
         real = None if counts is None else counts.to(points.device, torch.int32).contiguous()
         workspace = points.new_empty(kernels.workspace_bytes(batch, longest), dtype=torch.uint8)
-        with torch.cuda.device(points.device):
+        with (
+            self._device.current()
+        ):  # torch makes it so at a thread's first call of CUDA, and this may be that
             kernels.launch(
                 points.data_ptr(),
                 0 if real is None else real.data_ptr(),
@@ -89,10 +101,14 @@ class KernelGrouping:
 
 @functools.cache
 def kernel_grouping(device: torch.device, sizes: Sizes) -> KernelGrouping | None:
-    """The kernels on a GPU that torch computes on; None where they cannot run there."""
+    """The kernels on a GPU that torch computes on; None, with a warning, where they cannot run there."""
     try:
-        with torch.cuda.device(device):  # whose context is current then
-            ptx = (KERNELS / ptx_name(torch.cuda.get_device_capability(device))).read_bytes()
-            return KernelGrouping(SamplingKernels(ptx, **sizes._asdict()))
-    except (ModuleNotFoundError, CudaError, InvalidLaunch, OSError):
+        ptx = (KERNELS / ptx_name(torch.cuda.get_device_capability(device))).read_bytes()
+        gpu = CudaDevice(device.index or 0)  # torch counts as the driver does
+        with gpu.current():
+            return KernelGrouping(SamplingKernels(ptx, **sizes._asdict(), driver=gpu.driver), gpu)
+    except InvalidLaunch:  # no kernel is for such sizes: nothing to mend
+        return None
+    except (ImportError, CudaError, OSError) as error:
+        warnings.warn(f"torch samples on {device}, which is slower: {error}", RuntimeWarning, stacklevel=2)
         return None

@@ -301,14 +301,14 @@ def test_a_gpu_is_fed_by_workers_and_from_pinned_memory(
 
     monkeypatch.setattr("crossmost.data.samples.DataLoader", loader)
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    list(load(None, lambda found: found, None))
+    list(load(None, lambda found: found, None, torch.device("cpu")))
     assert (asked["num_workers"], asked["pin_memory"]) == (
         0,
         False,
     )  # the CPU trains, and has the cores for it
     list(load(None, lambda found: found, None, torch.device("cuda:1")))
     assert (asked["num_workers"], asked["pin_memory"]) == (expected, True)
-    list(load(None, lambda found: found, 2))
+    list(load(None, lambda found: found, 2, torch.device("cuda")))
     assert asked["num_workers"] == 2
 
 

@@ -83,7 +83,7 @@ class Setting(NamedTuple):
 SETTINGS = (
     Setting("tiny", "point-tiny", "tiny", "modelnet10_vox30_1024", 512, 64, 8),
     Setting("small-tower", "point-bert-64x32", "tiny", "modelnet40_airplane_bathtub_2048", 2048, 16, 6),
-    Setting("published", "point-bert-64x32", "ViT-B-16-quickgelu", "meshes", 8192, 4, 3),
+    Setting("published", "point-bert-64x32", "ViT-B-16-quickgelu", "meshes", 8192, 4, 6),
 )
 GPU_SETTING = Setting("published-64", "point-bert-64x32", "ViT-B-16-quickgelu", "meshes", 8192, 64, 3)
 

@@ -139,8 +139,8 @@ def batches_from(
     first_epoch, start = divmod(done, len(samples) // size)
     for epoch in itertools.count(first_epoch):
         order = EpochOrder(len(samples), size, seed=seed, epoch=epoch, start=start)
-        for points, images, labels in load(samples, collate, place.workers, place.device, batch_sampler=order):
-            yield CaptionedBatch(points.to(place.device), images.to(place.device), labels.to(place.device))
+        for batch in load(samples, collate, place.workers, place.device, batch_sampler=order):
+            yield batch.to(place.device)
         start = 0
 
 

@@ -46,6 +46,7 @@ from crossmost.adaptation.devices import choose_device
 from crossmost.adaptation.pretrain import make_pretrain_config
 from crossmost.checkpoints.store import load_metadata
 from crossmost.data.reading import Reading
+from crossmost.errors import InputError
 from crossmost.pretraining import make_base as pretrain
 from crossmost.runtime.vocabulary import load_vocabulary
 from crossmost.words import Words
@@ -367,7 +368,11 @@ def main() -> None:
     options = parse()
     passed = True
     if not options.tables_only:
-        device = choose_device(options.device)
+        try:
+            device = choose_device(options.device)
+        except InputError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
         on_gpu = device.type == "cuda"
         workers = options.workers if options.workers is not None else LOADING * on_gpu
         settings = Settings(

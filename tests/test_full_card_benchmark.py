@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,3 +144,14 @@ def test_a_readme_without_a_place_for_the_table_stays(tmp_path: Path, monkeypatc
     full_card_table.README.write_text("<!-- full-card -->\n<!-- /full-card -->")
     full_card_table.write_tables()
     assert full_card_table.README.read_text().count("\n") > 1
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    words = ["full_card.py", "--data", str(tmp_path), "--work", str(tmp_path), "--device", "cuda:7"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        full_card.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("device 'cuda:7' cannot be used here: ")
+    assert said.count("\n") == 1

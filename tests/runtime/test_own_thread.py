@@ -22,6 +22,14 @@ def interrupt():
 
 
 @pytest.fixture
+def interruptible():
+    """Ctrl-C is an error, also in a process that was started in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def own():
     found = OwnThread("of-its-own")
     yield found
@@ -63,7 +71,7 @@ def test_nothing_of_a_piece_of_work_is_kept(own):
 
 
 @pytest.mark.parametrize("interrupts", [1, 3])
-def test_interrupted_it_waits_until_the_work_is_done(own, interrupts):
+def test_interrupted_it_waits_until_the_work_is_done(own, interruptible, interrupts):
     done = []
 
     def work():
@@ -79,9 +87,9 @@ def test_interrupted_it_waits_until_the_work_is_done(own, interrupts):
     assert own.run(lambda: 3) == 3
 
 
-def test_work_that_has_not_begun_is_never_done_once_its_asker_was_interrupted(own):
+def test_work_that_has_not_begun_is_never_done_once_its_asker_was_interrupted(own, interruptible):
     busy, done = threading.Event(), []
-    first = threading.Thread(target=lambda: own.run(busy.wait))
+    first = threading.Thread(target=lambda: own.run(lambda: busy.wait(30)))
     first.start()
     time.sleep(0.05)
     threading.Timer(0.1, interrupt).start()

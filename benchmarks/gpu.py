@@ -48,8 +48,8 @@ from crossmost.runtime import Classifier
 from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_device import CudaDevice
 from crossmost.runtime.cuda_driver import CudaDriver, probe_cuda
+from crossmost.runtime.doctor import installed
 from crossmost.runtime.manifest import Manifest, check_files, load_manifest
-from crossmost.runtime.onnx_backend import import_onnxruntime
 from crossmost.runtime.whole_files import write_whole
 
 HERE = Path(__file__).resolve().parent
@@ -213,8 +213,7 @@ def facts(
         "software": {
             "CUDA driver": driver.version,
             "Python": platform.python_version(),
-            "NumPy": np.__version__,
-            "ONNX Runtime": import_onnxruntime().__version__,
+            **installed(),
         },
         "bundles": {
             name: {

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from crossmost.runtime.backend import Embedded, check_finite, trial_cloud
 from crossmost.runtime.cuda_calls import CudaError
+from crossmost.runtime.encoder_engine import EncoderEngine
 from crossmost.runtime.engine_pool import WorkerPool
 from crossmost.runtime.engine_shapes import Shape, chunks, padded_batch, padded_points
-from crossmost.runtime.engine_worker import EncoderEngine, EngineWorker
+from crossmost.runtime.engine_worker import EngineWorker
 from crossmost.runtime.gpu_sampling import GpuSampling
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,12 @@ from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_driver import probe_cuda
 from crossmost.runtime.cuda_exclusion import EXCLUSIVE
 from crossmost.runtime.encoder_engine import EngineFailed
-from crossmost.runtime.gpu_pipeline import GpuPipeline
-from crossmost.runtime.gpu_sampling import GpuSampling
 from crossmost.runtime.manifest import Manifest, locate
-from crossmost.runtime.onnx_engine import OnnxEngine
 from crossmost.runtime.onnx_passes import HostPasses
 from crossmost.runtime.onnx_session import create_session
+
+if TYPE_CHECKING:
+    from crossmost.runtime.gpu_pipeline import GpuPipeline
 
 GRAPH, INT8 = "encoder.onnx", "encoder.int8.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -125,6 +125,11 @@ class OnnxBackend:
 
     def _open_pipeline(self, runtime: ModuleType, path: Path, device: int) -> tuple[GpuPipeline | None, str]:
         """The kernels with ONNX Runtime on their stream; None, and why, where they do not work here."""
+        # Only here: a robot without a GPU starts faster.
+        from crossmost.runtime.gpu_pipeline import GpuPipeline
+        from crossmost.runtime.gpu_sampling import GpuSampling
+        from crossmost.runtime.onnx_engine import OnnxEngine
+
         gpus = probe_cuda().gpus
         if device >= len(gpus):
             return None, f"the driver names no GPU {device}"
@@ -165,9 +170,8 @@ class OnnxBackend:
         """
         first = trial_cloud(self._encoder.least, self._encoder.channels)
         other = first * np.float32(0.5)
-        pipeline.embed(
-            [other, other, other]
-        )  # the largest batch first: where memory moves, graphs are forgotten
+        # The largest batch first: where memory moves, graphs are forgotten.
+        pipeline.embed([other, other, other])
         before = pipeline.embed([first]).embedding
         pipeline.embed([other, first])
         change = float(np.abs(pipeline.embed([first]).embedding - before).max())

@@ -124,7 +124,7 @@ def resume(
         on_epoch: called with the record of each further epoch.
 
     Raises:
-        InputError: other clouds than before, or the same ones read in another way.
+        InputError: other clouds or pictures of them than before, or the same ones read in another way.
     """
     vocabulary = load_vocabulary(folder / CLASSES)
     encoders, architecture = load_base(folder / BASE)
@@ -140,6 +140,8 @@ def resume(
     if before != reading(clouds):
         given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in before.items() if value)
         raise InputError(f"{folder} was trained on clouds read with {given}: resume with the same")
+    if config.mode != "point-only" and made.get("views_sha256", seen := clouds.views_contents()) != seen:
+        raise InputError(f"{folder} was trained with other pictures in views/: resume with the same")
     if has_generation(folder):
         generation = load_generation(folder, NAMES)
         read_architecture(generation.weights[NAMES[0]].metadata, folder / f"{NAMES[0]}.safetensors", FORMAT)
@@ -201,6 +203,7 @@ def provenance(clouds: CloudDataset, base: Path) -> dict[str, Any]:
         "clouds": len(clouds),
         "clouds_sha256": fingerprint(clouds),
         "contents_sha256": clouds.contents(),
+        "views_sha256": clouds.views_contents(),
         "reading": reading(clouds),
         "base": base.name,
         "base_sha256": hash_file(base).sha256,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from crossmost.data.archive import catalog_archive, is_archive
 from crossmost.data.catalog import UNKNOWN, Catalog, Source, printable
 from crossmost.data.class_names import positions_in
 from crossmost.data.columns import Cloud, check_columns
+from crossmost.data.evidence import digest_of, files_evidence
 from crossmost.data.folder import VIEWS, catalog_file, catalog_folder
 from crossmost.data.official import catalog_official, is_official
 from crossmost.data.orientation import check_up_axis, rotate_to_z_up
@@ -183,11 +185,18 @@ class CloudDataset:
 
     def contents(self) -> str:
         """A digest of what the clouds are made of, the same for a copy; see `evidence` of the source."""
-        digest = hashlib.sha256()
-        for piece in self.source.evidence(self.rows.tolist()):
-            digest.update(b"%d:" % len(piece))
-            digest.update(piece)
-        return digest.hexdigest()
+        return digest_of(self.source.evidence(self.rows.tolist()))
+
+    def views_contents(self) -> str:
+        """A digest of the user's pictures of the clouds: names, sizes and some contents; "" where there are none."""
+        folder = self.folder / VIEWS
+        files = (
+            [path for name in self.ids for path in picture_paths(folder / name)] if folder.is_dir() else []
+        )
+        if not files:
+            return ""
+        names = (os.fsencode(path.relative_to(folder).as_posix()) for path in files)
+        return digest_of(chain(names, files_evidence(files)))
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> CloudDataset:
         """The clouds at some indices, in that order, or where a mask is true."""

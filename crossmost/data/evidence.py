@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 PIECE = 1 << 16
@@ -16,6 +17,23 @@ def evenly(rows: Sequence[int], most: int = MOST) -> list[int]:
     """At most `most` of some rows, evenly spaced."""
     count = min(most, len(rows))
     return [int(rows[number * len(rows) // count]) for number in range(count)]
+
+
+def digest_of(pieces: Iterable[bytes]) -> str:
+    """One digest of pieces in their order; where one ends and the next begins counts too."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(b"%d:" % len(piece))
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def files_evidence(paths: Sequence[Path]) -> Iterator[bytes]:
+    """Sizes of all files, and both ends of some of them."""
+    for path in paths:
+        yield size_of(path)
+    for row in evenly(range(len(paths))):
+        yield pieces_of(paths[row])
 
 
 def size_of(path: Path) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 
 from crossmost.data.catalog import UNKNOWN, Catalog, printable
 from crossmost.data.columns import Cloud
-from crossmost.data.evidence import evenly, pieces_of, size_of
+from crossmost.data.evidence import files_evidence
 from crossmost.data.readers import SUFFIXES, read_cloud
 from crossmost.errors import InputError
 
@@ -42,10 +42,7 @@ class FolderSource:
 
     def evidence(self, rows: Sequence[int]) -> Iterator[bytes]:
         """Sizes of all files, and both ends of some of them."""
-        for row in rows:
-            yield size_of(self.folder / self.files[row])
-        for row in evenly(rows):
-            yield pieces_of(self.folder / self.files[row])
+        return files_evidence([self.folder / self.files[row] for row in rows])
 
 
 @dataclass

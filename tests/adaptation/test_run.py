@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from crossmost.adaptation import run as runs
 from crossmost.checkpoints.run import NAMES, load_run
@@ -371,6 +372,27 @@ class TestRefusals:
         del noted["contents_sha256"]
         (run.path / "provenance.json").write_text(json.dumps(noted), "utf-8")
         run.resume(other)
+
+    @pytest.mark.parametrize("mode", ["joint", "point-only"])
+    def test_other_pictures_of_the_clouds_unless_none_are_looked_at(
+        self,
+        tmp_path: Path,
+        folder: MakeFolder,
+        tiny_config: MakeConfig,
+        write_shapes: Callable[..., Path],
+        open_shapes: Callable[[Path], CloudDataset],
+        mode: str,
+    ) -> None:
+        shapes = open_shapes(write_shapes(tmp_path / "shapes.npz"))
+        run = folder("run").train_until(1, shapes, tiny_config(mode=mode))
+        view = shapes.folder / "views" / shapes.ids[3] / "0.png"
+        view.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(view)
+        if mode == "joint":
+            with pytest.raises(InputError, match="other pictures in views/: resume with the same"):
+                run.resume(shapes)
+            view.unlink()
+        run.resume(shapes)
 
     def test_a_folder_that_holds_a_run(
         self, folder: MakeFolder, finished_run: Path, shapes: CloudDataset, tiny_config: MakeConfig

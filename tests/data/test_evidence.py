@@ -59,6 +59,26 @@ def test_one_cloud_that_was_changed_is_noticed_and_one_of_another_split_is_not(t
     assert after[1] != before[1]
 
 
+def test_pictures_of_the_clouds_are_told_apart_by_name_and_contents(tmp_path: Path) -> None:
+    clouds = write_folder(tmp_path / "a", 0)
+    without = open_dataset(clouds).views_contents()
+    (clouds / "views" / "nobody").mkdir(parents=True)
+    (clouds / "views" / "nobody" / "0.png").write_bytes(b"of no cloud")
+    assert without == open_dataset(clouds).views_contents() == ""
+    found = []
+    for name, content in (("3/0.png", b"one"), ("3/1.jpg", b"two"), ("3/1.jpg", b"six"), ("4/0.png", b"one")):
+        path = clouds / "views" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        found.append(open_dataset(clouds).views_contents())
+    assert len(set(found)) == 4
+    copy = shutil.copytree(clouds, tmp_path / "copy")
+    assert open_dataset(copy).views_contents() == found[-1]
+    moved = copy / "views" / "3"
+    moved.rename(copy / "views" / "2")
+    assert open_dataset(copy).views_contents() != found[-1]
+
+
 def test_the_ends_of_a_large_file_and_pieces_between_are_looked_at(tmp_path: Path) -> None:
     content = bytearray(10 * PIECE)
     (tmp_path / "a").write_bytes(content)

@@ -1,4 +1,4 @@
-"""The adaptation benchmark with the point encoder that Cross-MoST publishes, 22 million parameters: for a GPU.
+"""The adaptation benchmark with other bases: by default with the published encoder, 22 million parameters, on a GPU.
 
     python benchmarks/full_card.py --data DATA --work WORK [--jobs 6] [--limit SECONDS]   # everything still missing
     python benchmarks/full_card.py --data DATA --work WORK --pairs p1-low --seeds 0 1 --rows joint fine-tuned
@@ -6,8 +6,8 @@
 For each pair and seed: a base, made as `crossmost pretrain` makes one; the rows of adaptation.py on it; and the
 supervised ceiling, the same base fine-tuned on the target's labels. Labels reach the making of the base (the source's)
 and the ceiling alone. Trainings run side by side on one GPU, each in a process of its own; after --limit no new one
-begins. Results are in results/full_card/, one file a pair, row and seed: what has one is not measured again. Exit 1
-where something failed; it is named, and the rest is measured.
+begins. Results are in results/full_card/ or --results, one file a pair, row and seed: what has one is not measured
+again. Exit 1 where something failed; it is named, and the rest is measured.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from adaptation_run import Right, TestSplit, measure, result, shares, target_set
 from baseline_features import VIEWS, load_student, open_target
 from baseline_fine_tuning import STEPS, Place, fine_tune
 from baseline_networks import Target
-from full_card_table import CEILING, FASTER, RESULTS, table, write_tables
+from full_card_table import CEILING, FASTER, RESULTS, table, write_table
 from paired import pack
 from pairs import PAIRS, prepare
 
@@ -384,8 +384,7 @@ def main() -> None:
         jobs = missing(options.pairs, options.rows, options.seeds, settings)
         passed = measure_missing(jobs, settings, options.jobs, options.limit)
     print(table(options.results))
-    if options.results.resolve() == RESULTS:
-        write_tables()
+    write_table(options.results.resolve())
     sys.exit(0 if passed else 1)
 
 

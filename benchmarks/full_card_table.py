@@ -1,4 +1,4 @@
-"""The table of full_card.py, from its result files alone."""
+"""The tables of full_card.py, from its result files alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pairs import PAIRS
 from tables import write_between
 
 HERE = Path(__file__).resolve().parent
-RESULTS, README = HERE / "results" / "full_card", HERE / "README.md"
-MARK = "full-card"
+README = HERE / "README.md"
+RESULTS, LONGER = HERE / "results" / "full_card", HERE / "results" / "longer_bases"
+MARKS = {RESULTS: "full-card", LONGER: "longer-bases"}
+"""Where the README has the table of a folder."""
 CEILING, FASTER = "fine-tuned", "joint-base-rate"
 TITLES = {
     ZERO_SHOT: ZERO_SHOT,
@@ -90,7 +92,8 @@ def table(folder: Path = RESULTS) -> str:
     return "\n" + "\n\n".join(parts or ["Not measured yet."])
 
 
-def write_tables() -> None:
-    """Write the table into the README, where it has a place for it."""
-    if f"<!-- {MARK} -->" in README.read_text(encoding="utf-8"):
-        write_between(README, MARK, table())
+def write_table(folder: Path) -> None:
+    """Write the table of a folder into the README, where it has a place for it."""
+    mark = MARKS.get(folder)
+    if mark and f"<!-- {mark} -->" in README.read_text(encoding="utf-8"):
+        write_between(README, mark, table(folder))

@@ -139,11 +139,18 @@ def test_the_share_of_the_gap_that_is_closed(tmp_path: Path) -> None:
 def test_a_readme_without_a_place_for_the_table_stays(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(full_card_table, "README", tmp_path / "README.md")
     full_card_table.README.write_text("nothing")
-    full_card_table.write_tables()
+    full_card_table.write_table(full_card_table.RESULTS)
     assert full_card_table.README.read_text() == "nothing"
-    full_card_table.README.write_text("<!-- full-card -->\n<!-- /full-card -->")
-    full_card_table.write_tables()
-    assert full_card_table.README.read_text().count("\n") > 1
+    places = "<!-- full-card -->\n<!-- /full-card -->\n<!-- longer-bases -->\n<!-- /longer-bases -->\n"
+    full_card_table.README.write_text(places)
+    full_card_table.write_table(tmp_path)
+    assert full_card_table.README.read_text() == places
+    monkeypatch.setattr(full_card_table, "MARKS", {tmp_path: "longer-bases"})
+    write(tmp_path, "joint", 0, 0.5, 0.6)
+    full_card_table.write_table(tmp_path)
+    first, second = full_card_table.README.read_text().split("<!-- longer-bases -->")
+    assert "p1-low" in second
+    assert "p1-low" not in first
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:

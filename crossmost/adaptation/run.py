@@ -140,7 +140,8 @@ def resume(
     if before != reading(clouds):
         given = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in before.items() if value)
         raise InputError(f"{folder} was trained on clouds read with {given}: resume with the same")
-    if config.mode != "point-only" and made.get("views_sha256", seen := clouds.views_contents()) != seen:
+    pictures = made.get("views_sha256")  # runs did not always note it
+    if config.mode != "point-only" and pictures not in (None, clouds.views_contents()):
         raise InputError(f"{folder} was trained with other pictures in views/: resume with the same")
     if has_generation(folder):
         generation = load_generation(folder, NAMES)

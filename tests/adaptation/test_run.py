@@ -373,8 +373,11 @@ class TestRefusals:
         (run.path / "provenance.json").write_text(json.dumps(noted), "utf-8")
         run.resume(other)
 
-    @pytest.mark.parametrize("mode", ["joint", "point-only"])
-    def test_other_pictures_of_the_clouds_unless_none_are_looked_at(
+    @pytest.mark.parametrize(
+        ("mode", "noted", "refused"),
+        [("joint", True, True), ("joint", False, False), ("point-only", True, False)],
+    )
+    def test_other_pictures_unless_none_are_looked_at_or_the_run_is_too_old_to_know_them(
         self,
         tmp_path: Path,
         folder: MakeFolder,
@@ -382,16 +385,24 @@ class TestRefusals:
         write_shapes: Callable[..., Path],
         open_shapes: Callable[[Path], CloudDataset],
         mode: str,
+        noted: bool,
+        refused: bool,
     ) -> None:
         shapes = open_shapes(write_shapes(tmp_path / "shapes.npz"))
-        run = folder("run").train_until(1, shapes, tiny_config(mode=mode))
         view = shapes.folder / "views" / shapes.ids[3] / "0.png"
         view.parent.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(view)
-        if mode == "joint":
+        run = folder("run").train_until(1, shapes, tiny_config(mode=mode))
+        before = view.read_bytes()
+        Image.new("RGB", (9, 9)).save(view)
+        if not noted:
+            facts = json.loads((run.path / "provenance.json").read_text("utf-8"))
+            del facts["views_sha256"]
+            (run.path / "provenance.json").write_text(json.dumps(facts), "utf-8")
+        if refused:
             with pytest.raises(InputError, match="other pictures in views/: resume with the same"):
                 run.resume(shapes)
-            view.unlink()
+            view.write_bytes(before)
         run.resume(shapes)
 
     def test_a_folder_that_holds_a_run(

@@ -1,13 +1,23 @@
-"""What a .glb says about itself that trimesh passes over: without it, a wrong shape would look like a sound one."""
+"""What a .glb says about itself that trimesh passes over: without it, a wrong object would look like a sound one."""
 
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from crossmost.errors import InputError
+
+VERTEX_COLORS = "_COLOR_0"
+"""What `readable_glb` calls the colours of vertices: of `COLOR_0` trimesh makes bytes, and it leaves this alone."""
+POINTS, TRIANGLES, FANS = 0, 4, 6
+"""Modes of primitives."""
+SHORT = 5123
+"""Type of unsigned components of 16 bits."""
+_START = struct.Struct("<4sIII4s")
+"""Magic, version and length of a file, length and type of its first chunk."""
 
 HARMLESS = ("KHR_mesh_quantization", "EXT_texture_webp", "KHR_lights_punctual", "KHR_xmp_json_ld")
 """Extensions that a file may require: trimesh reads them, or neither shape nor colour depends on them."""
@@ -23,22 +33,28 @@ KNOWN_AS = {
 }
 
 
-def check_glb(path: Path) -> None:
-    """Refuse a .glb that trimesh would misread without a word.
+def readable_glb(path: Path) -> bytes | None:
+    """Refuse a .glb that trimesh would misread without a word, or bring it to a form that it reads rightly.
 
-    It takes compressed positions for zeros, does not scale normalised integers, and leaves sparse changes out.
+    It takes compressed positions for zeros, does not scale normalised integers, leaves sparse changes and fans out,
+    cuts colours of 16 bits down to their last byte, and forgets the colours of vertices that have a material too.
 
     Args:
         path: of a .glb.
+
+    Returns:
+        The file with the colours of its meshes as `VERTEX_COLORS`; None where there are none, and the file is good
+        as it is.
 
     Raises:
         InputError: names what the file was saved with.
         ValueError, KeyError, TypeError: damage.
     """
-    header = _header(path)
+    header, rest = _parts(path)
     for name in header.get("extensionsRequired", []):
         if name not in HARMLESS and not name.startswith(MATERIALS):
             raise _saved_with(f"{KNOWN_AS[name]} ({name})" if name in KNOWN_AS else f"the extension {name}")
+    renamed = False
     for primitive in _primitives(header):
         position = _accessor(header, primitive, "POSITION")
         if "bufferView" not in position or "sparse" in position:
@@ -47,21 +63,39 @@ def check_glb(path: Path) -> None:
             raise _saved_with("positions as normalised integers (KHR_mesh_quantization)")
         if _textured(header, primitive) and _accessor(header, primitive, "TEXCOORD_0").get("normalized"):
             raise _saved_with("texture coordinates as normalised integers")
+        mode = primitive.get("mode", TRIANGLES)
+        if mode == FANS:
+            raise _saved_with("fans of triangles")
+        if "COLOR_0" in primitive["attributes"]:
+            if mode != POINTS:
+                primitive["attributes"][VERTEX_COLORS] = primitive["attributes"].pop("COLOR_0")
+                renamed = True
+            elif _accessor(header, primitive, "COLOR_0")["componentType"] == SHORT:
+                raise _saved_with("points with colours of 16 bits")
+    return _assembled(header, rest) if renamed else None
 
 
 def _saved_with(what: str) -> InputError:
     return InputError(f"expected a .glb with plain meshes, found one saved with {what}: export it without")
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """The JSON at the beginning of a .glb."""
-    with path.open("rb") as file:
-        start = file.read(20)  # magic, version and length of the file, length and type of its first chunk
-        version = int.from_bytes(start[4:8], "little")
-        if start[:4] == b"glTF" and version != 2:
-            raise InputError(f"expected glTF 2, found version {version}: export it again")
-        header: dict[str, Any] = json.loads(file.read(int.from_bytes(start[12:16], "little")))
-    return header
+def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The JSON at the beginning of a .glb, and the chunks behind it."""
+    content = path.read_bytes()
+    magic, version, _, length, _ = _START.unpack_from(content.ljust(_START.size, b"\0"))
+    if magic == b"glTF" and version != 2:
+        raise InputError(f"expected glTF 2, found version {version}: export it again")
+    end = _START.size + length
+    header: dict[str, Any] = json.loads(content[_START.size : end])
+    return header, content[end:]
+
+
+def _assembled(header: dict[str, Any], rest: bytes) -> bytes:
+    """A .glb of a JSON and the chunks behind it."""
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 4)
+    size = _START.size + len(text) + len(rest)
+    return _START.pack(b"glTF", 2, size, len(text), b"JSON") + text + rest
 
 
 def _primitives(header: dict[str, Any]) -> Iterator[dict[str, Any]]:

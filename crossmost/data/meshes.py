@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.data.columns import Cloud, decode_colors, require_points
-from crossmost.data.gltf import check_glb
+from crossmost.data.gltf import VERTEX_COLORS, readable_glb
 from crossmost.data.obj import with_unit_colors
 from crossmost.errors import InputError
 from crossmost.runtime.colors import MISSING_COLOR, StoredColors
@@ -54,9 +54,9 @@ def read_mesh(
     if suffix in TEXTURED:
         import PIL  # noqa: F401  # without it trimesh reads white where there is a picture, and says nothing
     if suffix == ".off":
-        _require_whole_off(path)
+        content = _plain_off(path.read_bytes())
     elif suffix == ".glb":
-        check_glb(path)
+        content = readable_glb(path)
     elif suffix == ".obj":
         content = with_unit_colors(path)
     geometry = [part for part in _load(path, content) if len(part.vertices)]
@@ -87,16 +87,21 @@ def _load(path: Path, content: bytes | None) -> list[Any]:
     return parts
 
 
-def _require_whole_off(path: Path) -> None:
-    """Refuse a .off with fewer lines than its header counts: trimesh takes what is left for the whole."""
-    lines = [line.strip() for line in path.read_bytes().split(b"\n")]
-    lines = [line for line in lines if line and not line.startswith(b"#")]
+def _plain_off(text: bytes) -> bytes:
+    """The text of a .off without its comments: trimesh reads what stands before one twice.
+
+    Raises:
+        InputError: fewer lines than the header counts: trimesh takes what is left for the whole.
+    """
+    lines = [line.partition(b"#")[0].strip() for line in text.split(b"\n")]
+    lines = [line for line in lines if line]
     glued = re.match(rb"\w*OFF\s*(\d+)\s+(\d+)", b"".join(lines[:1]))  # ModelNet's "OFF490 518 0"
     counts = glued or re.match(rb"(\d+)\s+(\d+)", b"".join(lines[1:2]))
     if counts:
         promised, found = int(counts[1]) + int(counts[2]), len(lines) - (1 if glued else 2)
         if found < promised:
             raise InputError(f"expected {promised} vertices and faces as its header says, found {found}")
+    return b"\n".join(lines)
 
 
 def _sample(solids: list[Any], samples: int, rng: np.random.Generator) -> Cloud | None:
@@ -134,20 +139,42 @@ def _sample(solids: list[Any], samples: int, rng: np.random.Generator) -> Cloud 
 
 def _face_colors(part: Any, faces: NDArray[Any], barycentric: NDArray[np.float64]) -> NDArray[Any] | None:
     """Colours 0..255 at points given by face and barycentric coordinates, (n, 3), one for all (3,), or None."""
-    visual = part.visual
+    visual, corners = part.visual, part.faces[faces]
+    own = part.vertex_attributes.get(VERTEX_COLORS)
+    if own is not None:  # glTF: what its material has is multiplied with these
+        colors = _between(_unit(own)[corners, :3], barycentric)
+        of_material = _material_colors(visual, corners, barycentric) if visual.kind == "texture" else None
+        return colors * (255.0 if of_material is None else of_material)
     if visual.kind == "texture":
-        colors = None
-        if visual.uv is not None:
-            corners = np.asarray(visual.uv)[part.faces[faces]]
-            colors = visual.material.to_color(np.einsum("nc,ncd->nd", barycentric, corners))
-        if colors is None:  # a material without a texture has one colour for all of it
-            return np.asarray(visual.material.main_color)[..., :3]
-        rgb, tint = np.asarray(colors)[..., :3], _tint(visual.material)
-        return rgb if tint is None else rgb * (tint / 255.0)
+        return _material_colors(visual, corners, barycentric)
     if visual.kind == "vertex":
-        corners = visual.vertex_colors[part.faces[faces]][..., :3]
-        return np.einsum("nc,ncd->nd", barycentric, corners)
+        return _between(visual.vertex_colors[corners][..., :3], barycentric)
     return visual.face_colors[faces][:, :3] if visual.kind == "face" else None
+
+
+def _between(corners: NDArray[Any], barycentric: NDArray[np.float64]) -> NDArray[Any]:
+    """Interpolate what the corners of faces have, (n, 3, d) to (n, d)."""
+    return np.asarray(np.einsum("nc,ncd->nd", barycentric, corners))
+
+
+def _unit(stored: NDArray[Any]) -> NDArray[Any]:
+    """Colours as glTF stores them, to 0..1: floats, or integers whose largest is 1."""
+    whole = np.issubdtype(stored.dtype, np.integer)
+    return np.clip(stored / (np.iinfo(stored.dtype).max if whole else 1.0), 0.0, 1.0)
+
+
+def _material_colors(
+    visual: Any, corners: NDArray[Any], barycentric: NDArray[np.float64]
+) -> NDArray[Any] | None:
+    """What a material says, 0..255: (n, 3) from its picture, (3,) without one, None of glTF's that name no colour."""
+    colors = None
+    if visual.uv is not None:
+        colors = visual.material.to_color(_between(np.asarray(visual.uv)[corners], barycentric))
+    if colors is None:  # a material without a texture has one colour for all of it
+        named = getattr(visual.material, "baseColorFactor", visual.material.main_color)
+        return None if named is None else np.asarray(named)[..., :3]
+    rgb, tint = np.asarray(colors)[..., :3], _tint(visual.material)
+    return rgb if tint is None else rgb * (tint / 255.0)
 
 
 def _tint(material: Any) -> NDArray[Any] | None:

@@ -42,13 +42,15 @@ class Pictures(Sequence[Any]):
 
     def __getitem__(self, number: Any) -> Any:
         """Open one picture."""
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         path = self.paths[number]
         try:
             with Image.open(path) as picture:
+                ImageOps.exif_transpose(picture, in_place=True)  # as the camera was held
                 return to_rgb(picture)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reports a broken file as any of these
+        # Pillow reports a broken file as any of the first three.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             self.note(path, str(error))
             return None
 

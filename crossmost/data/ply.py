@@ -15,8 +15,8 @@ from crossmost.data.columns import Cloud, cloud_from_fields, color_names, decode
 from crossmost.data.meshes import read_mesh
 from crossmost.errors import InputError
 
-TRIMESH_COLORS = {"uchar", "uint8", "float", "float32", "double", "float64"}
-"""Types of vertex colours that trimesh reads rightly: others it cuts down to their last byte."""
+TRIMESH_COLORS = {"uchar", "uint8"}
+"""Types of vertex colours that trimesh reads rightly: of integers it keeps the last byte, floats it takes for 0..1."""
 
 
 @dataclass(frozen=True)

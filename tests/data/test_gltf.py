@@ -15,7 +15,7 @@ from crossmost.errors import InputError
 
 CORNERS = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
 FACES = np.array([0, 1, 2, 0, 2, 3], dtype="<u2")
-UNSIGNED, SHORT, FLOAT = 5123, 5122, 5126
+BYTE, UNSIGNED, SHORT, FLOAT = 5121, 5123, 5122, 5126
 
 
 def write_glb(path: Path, tree: dict[str, Any], blob: bytes = b"", version: int = 2) -> None:
@@ -50,6 +50,19 @@ def square(positions: np.ndarray, component: int, **of_positions: object) -> tup
 
 def plain() -> tuple[dict[str, Any], bytes]:
     return square(CORNERS.astype("<f4"), FLOAT)
+
+
+def with_colors(colors: np.ndarray, component: int) -> tuple[dict[str, Any], bytes]:
+    """A plain square whose corners all have a colour (4,), stored as it is."""
+    tree, blob = plain()
+    stored = np.tile(colors, (4, 1)).tobytes()
+    whole = {"normalized": True} if component != FLOAT else {}
+    tree["accessors"].append(
+        {"bufferView": 2, "componentType": component, "count": 4, "type": "VEC4", **whole}
+    )
+    tree["bufferViews"].append({"buffer": 0, "byteOffset": len(blob), "byteLength": len(stored)})
+    tree["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"] = 2
+    return tree, blob + stored
 
 
 def integers() -> np.ndarray:
@@ -163,3 +176,71 @@ def test_a_texture_is_multiplied_with_the_colour_of_its_material(tmp_path: Path)
         rgb = read_cloud(tmp_path / "a.glb", samples=20).rgb
         assert rgb is not None
         np.testing.assert_allclose(rgb * 255, np.tile(expected, (20, 1)), atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("material", "expected"),
+    [
+        (None, [1, 0.5, 0]),
+        ({}, [1, 0.5, 0]),
+        ({"pbrMetallicRoughness": {"metallicFactor": 0}}, [1, 0.5, 0]),
+        ({"pbrMetallicRoughness": {"baseColorFactor": [0.4, 0.8, 1, 1]}}, [0.4, 0.4, 0]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("colors", "component"),
+    [
+        (np.array([255, 128, 0, 255], "u1"), BYTE),
+        (np.array([65535, 32768, 0, 65535], "<u2"), UNSIGNED),
+        (np.array([1, 0.5, 0, 1], "<f4"), FLOAT),
+    ],
+)
+def test_colours_of_vertices_are_those_of_the_file_whatever_they_are_stored_as_and_multiply_the_material(
+    tmp_path: Path, colors: np.ndarray, component: int, material: dict[str, Any] | None, expected: list[float]
+) -> None:
+    tree, blob = with_colors(colors, component)
+    if material is not None:
+        tree["materials"] = [material]
+        tree["meshes"][0]["primitives"][0]["material"] = 0
+    write_glb(tmp_path / "a.glb", tree, blob)
+    cloud = read_cloud(tmp_path / "a.glb", samples=20)
+    assert cloud.rgb is not None
+    np.testing.assert_allclose(cloud.rgb, np.tile(expected, (20, 1)), atol=0.004)
+    np.testing.assert_allclose(np.ptp(cloud.xyz, axis=0), [2, 2, 0], atol=0.9)
+
+
+def test_dark_colours_of_16_bits_stay_dark(tmp_path: Path) -> None:
+    write_glb(tmp_path / "a.glb", *with_colors(np.array([0, 257, 200, 65535], "<u2"), UNSIGNED))
+    rgb = read_cloud(tmp_path / "a.glb", samples=5).rgb
+    assert rgb is not None
+    np.testing.assert_allclose(rgb, np.tile([0, 257 / 65535, 200 / 65535], (5, 1)), atol=1e-6)
+
+
+def test_a_material_that_names_no_colour_is_none(tmp_path: Path) -> None:
+    tree, blob = plain()
+    tree["materials"] = [{"pbrMetallicRoughness": {"roughnessFactor": 1}}]
+    tree["meshes"][0]["primitives"][0]["material"] = 0
+    write_glb(tmp_path / "a.glb", tree, blob)
+    assert read_cloud(tmp_path / "a.glb", samples=5).rgb is None
+
+
+def test_points_keep_colours_of_8_bits_and_those_of_16_are_refused(tmp_path: Path) -> None:
+    tree, blob = with_colors(np.array([255, 128, 0, 255], "u1"), BYTE)
+    tree["meshes"][0]["primitives"][0] = {"mode": 0, "attributes": {"POSITION": 0, "COLOR_0": 2}}
+    write_glb(tmp_path / "a.glb", tree, blob)
+    rgb = read_cloud(tmp_path / "a.glb").rgb
+    assert rgb is not None
+    np.testing.assert_allclose(rgb, np.tile([1, 128 / 255, 0], (4, 1)), atol=1e-6)
+    tree, blob = with_colors(np.array([65535, 32768, 0, 65535], "<u2"), UNSIGNED)
+    tree["meshes"][0]["primitives"][0] = {"mode": 0, "attributes": {"POSITION": 0, "COLOR_0": 2}}
+    write_glb(tmp_path / "a.glb", tree, blob)
+    with pytest.raises(InputError, match="points with colours of 16 bits: export it without"):
+        read_cloud(tmp_path / "a.glb")
+
+
+def test_fans_of_triangles_are_refused(tmp_path: Path) -> None:
+    tree, blob = plain()
+    tree["meshes"][0]["primitives"][0]["mode"] = 6
+    write_glb(tmp_path / "a.glb", tree, blob)
+    with pytest.raises(InputError, match="fans of triangles"):
+        read_cloud(tmp_path / "a.glb")

@@ -91,3 +91,26 @@ def test_real_meshes_are_sampled_on_their_surface(shared_data: Path) -> None:
     bear = read_cloud(shared_data / "raw" / "bear.glb")
     assert bear.rgb is not None
     assert len(np.unique(bear.rgb, axis=0)) >= 2, "its parts have colours of their own"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# a\nOFF\n4 4 0\n{v}{f}",
+        "OFF # a\n4 4 0\n{v}{f}",
+        "OFF\n# a\n4 4 0\n{v}{f}",
+        "OFF\n4 4 0 # a\n{v}{f}",
+        "OFF\n4 4 0\n\n# a\n{v}{f}",
+        "OFF\n4 4 0\n{v}# a\n{f}",
+        "OFF\n4 4 0\n{v}3 0 1 2 # a\n3 0 1 3\n3 0 2 3\n3 1 2 3\n# the end",
+        "OFF\r\n4 4 0\r\n{v}# a\r\n{f}",
+    ],
+)
+def test_comments_in_an_off_file_change_nothing(tmp_path: Path, text: str) -> None:
+    vertices = "0 0 0\n1 0 0\n0 1 0\n0 0 1\n"
+    faces = "3 0 1 2\n3 0 1 3\n3 0 2 3\n3 1 2 3\n"
+    (tmp_path / "a.off").write_text(text.format(v=vertices, f=faces))
+    commented = read_cloud(tmp_path / "a.off", samples=500).xyz
+    (tmp_path / "a.off").write_text(f"OFF\n4 4 0\n{vertices}{faces}")
+    np.testing.assert_array_equal(commented, read_cloud(tmp_path / "a.off", samples=500).xyz)
+    assert 0.9 < commented.max() <= 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossmost.data.pictures import picture_paths, to_rgb
+from crossmost.data.pictures import Pictures, picture_paths, to_rgb
 
 
 def test_pictures_are_found_by_suffix_in_any_case_and_in_natural_order(tmp_path: Path) -> None:
@@ -41,3 +41,25 @@ def test_what_is_no_number_is_black_and_a_picture_of_one_value_too() -> None:
 def test_other_pictures_are_converted_as_they_always_were(mode: str) -> None:
     picture = Image.new("RGB", (4, 4), (200, 100, 50)).convert(mode)
     np.testing.assert_array_equal(np.asarray(to_rgb(picture)), np.asarray(picture.convert("RGB")))
+
+
+def test_a_picture_stands_as_the_camera_was_held(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 4), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, 0, 4, 4))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera lay on its side
+    picture.save(tmp_path / "a.png", exif=turned)
+    shown = np.asarray(Pictures([tmp_path / "a.png"], lambda *_: None)[0])
+    assert shown.shape == (8, 4, 3)
+    assert shown[0, 0].tolist() == [0, 0, 255]
+    assert shown[-1, 0].tolist() == [255, 0, 0]
+
+
+def test_a_picture_that_is_too_large_to_open_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 16)
+    Image.new("1", (10, 10)).save(tmp_path / "a.png")
+    noted: dict[str, str] = {}
+    assert Pictures([tmp_path / "a.png"], lambda path, why: noted.update({path.name: why}))[0] is None
+    assert "100 pixels" in noted["a.png"]

@@ -19,7 +19,7 @@ def write_ply(
     """Write a square, as its corners or as two triangles."""
     fields = {axis: XYZ[:, i] for i, axis in enumerate("xyz")} | (colors or {})
     order = ">" if form.endswith("big_endian") else "<"
-    named = {"f4": "float", "u1": "uchar", "u2": "ushort", "u4": "uint"}
+    named = {"f4": "float", "f8": "double", "u1": "uchar", "u2": "ushort", "u4": "uint"}
     head = [b"ply", b"format %s 1.0" % form.encode(), *([b"comment " + comment] if comment else [])]
     head += [b"element vertex 4"]
     head += [f"property {named[data.dtype.str[1:]]} {name}".encode() for name, data in fields.items()]
@@ -70,6 +70,9 @@ def test_a_comment_in_another_language_is_no_damage(
         shade("<u1", 1),
         shade("<u2", 257),
         shade("<u4", 257),
+        shade("<f4", 1),
+        shade("<f4", 1 / 255),
+        shade("<f8", 1),
         shade("<u1", 1, ("diffuse_red", "diffuse_green", "diffuse_blue")),
     ],
 )
@@ -97,7 +100,7 @@ def test_only_colors_that_trimesh_misreads_are_read_apart(tmp_path: Path) -> Non
     kinds = {
         "none": None,
         "bytes": shade("<u1", 1),
-        "floats": shade("<f4", 1 / 255),
+        "floats": shade("<f4", 1),
         "wide": shade("<u2", 257),
     }
     foreign = {}
@@ -106,4 +109,4 @@ def test_only_colors_that_trimesh_misreads_are_read_apart(tmp_path: Path) -> Non
         header = read_header(tmp_path / "a.ply")
         assert header.faces == 2
         foreign[name] = header.foreign_colors
-    assert foreign == {"none": False, "bytes": False, "floats": False, "wide": True}
+    assert foreign == {"none": False, "bytes": False, "floats": True, "wide": True}

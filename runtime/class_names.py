@@ -40,7 +40,7 @@ def read_class_names(source: str | Path) -> tuple[str, ...]:
 
 
 def check_class_names(names: tuple[str, ...]) -> None:
-    """Refuse names that CLIP cannot tell apart: it reads them in lower case.
+    """Refuse names that CLIP cannot tell apart: it reads them in lower case, and prompts have spaces for underscores.
 
     Raises:
         InvalidVocabulary: no name, an empty one, or one twice.
@@ -48,10 +48,11 @@ def check_class_names(names: tuple[str, ...]) -> None:
     check_names(names)
     first: dict[str, str] = {}
     for name in names:
-        other = first.setdefault(name.lower(), name)
+        other = first.setdefault(name.lower().replace("_", " "), name)
         if other is not name:
             raise InvalidVocabulary(
-                f"expected different class names, found {other!r} and {name!r}: CLIP ignores case"
+                f"expected different class names, found {other!r} and {name!r}: CLIP ignores case, and reads an "
+                "underscore as a space here"
             )
 
 

@@ -23,7 +23,7 @@ from crossmost.config import explain_options
 from crossmost.data.augment import PointAugment, augment_points, geometric_image
 from crossmost.data.samples import Clouds, EpochOrder, Key, PointBatch, load, pad
 from crossmost.data.views import render_views
-from crossmost.errors import InputError
+from crossmost.errors import InputError, WorkFailed
 from crossmost.models.clip import has_scheme
 from crossmost.models.grouping import cut
 from crossmost.models.image_tower import ImageCard
@@ -43,6 +43,9 @@ AUGMENT = PointAugment(
     drop_mode="remove",
 )
 """ULIP's, milder where a cloud has a few hundred points and not 8192."""
+
+
+LOWER_RATE = "lower --learning-rate; no base was written"
 
 
 class PretrainConfig(BaseModel):
@@ -190,6 +193,9 @@ def pretrain(
 
     Returns:
         The base, on the CPU, in evaluation mode.
+
+    Raises:
+        WorkFailed: loss or weights are no longer numbers.
     """
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
@@ -216,6 +222,8 @@ def pretrain(
                 model, batch.to(device), table, train_image=train_image, precision=config.precision
             )
             loss = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(loss):
+                raise WorkFailed(f"the loss is {loss.item()} in epoch {epoch + 1}: {LOWER_RATE}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -224,6 +232,8 @@ def pretrain(
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + value.item() / steps_per_epoch
         report({"epoch": epoch, "epochs": config.epochs, **totals, "scale": model.logit_scale.exp().item()})
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise WorkFailed(f"not all weights are numbers after the last step: {LOWER_RATE}")
     return model.cpu().eval().requires_grad_(True)
 
 

@@ -19,6 +19,7 @@ from crossmost.adaptation.trainer import Record, Trainer
 from crossmost.adaptation.up_axis import axis_warning, scores_by_up_axis
 from crossmost.checkpoints.atomic import json_line, save_arrays, write_json_atomic, write_text_atomic
 from crossmost.checkpoints.base import Architecture, load_base, read_architecture
+from crossmost.checkpoints.destination import check_utf8
 from crossmost.checkpoints.run import (
     BASE,
     CLASSES,
@@ -83,6 +84,7 @@ def train(
         InputError: base, vocabulary, clouds or folder cannot be used.
         WorkFailed: training or saving failed; what was saved before survives.
     """
+    check_utf8(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose a folder for --out")
     if is_run(folder):

@@ -61,6 +61,7 @@ Record = dict[str, Any]
 
 MOVED = ("point_center", "image_center", "logit_scale")
 """What the target moves in the networks outside an optimiser step, and in the base that the teacher is held to."""
+LOWER_RATE = "lower learning_rate; the last epoch is saved"
 TRAINED = {"point-only": ("point",), "image-only": ("image",)}
 """The branches that a mode trains, where it is not both."""
 
@@ -137,7 +138,7 @@ class Trainer:
             on_epoch: called after each epoch with the trainer, to save it.
 
         Raises:
-            WorkFailed: the loss is no longer a number.
+            WorkFailed: the loss, or what the teacher says of the watched clouds, is no longer a number.
         """
         if not self.progress.records:
             self._review(epoch=-1)
@@ -182,9 +183,7 @@ class Trainer:
             terms = loss_terms(self.student, batch, labels, self.fairness, config, generator)
         loss = total(terms, config)
         if not torch.isfinite(loss):
-            raise WorkFailed(
-                f"the loss is {loss.item()} in epoch {progress.epoch}: lower learning_rate; the last epoch is saved"
-            )
+            raise WorkFailed(f"the loss is {loss.item()} in epoch {progress.epoch + 1}: {LOWER_RATE}")
         self.scaler.scale(loss / config.accumulate).backward()
         return self._note(loss, terms, labels, agreement)
 
@@ -235,6 +234,8 @@ class Trainer:
                 progress.zero_shot_temperatures = self.labeler.temperatures
             self._move_centers(projected)
         diagnosis = classified(self.teacher, projected)
+        if not all(logits.isfinite().all() for logits in diagnosis[1:] if logits is not None):
+            raise WorkFailed(f"the teacher's logits are no numbers after epoch {epoch + 1}: {LOWER_RATE}")
         self.labeler.refit(diagnosis)
         labels = self.labeler(diagnosis.point, diagnosis.image)
         targets = labels.image if config.mode == "image-only" else labels.point

@@ -128,10 +128,16 @@ def load_base(path: Path) -> tuple[DualEncoder, Architecture]:
     """Read a base, on the CPU, in evaluation mode.
 
     Raises:
-        InputError: no such file, damaged, not a base, or weights that do not fit their description.
+        InputError: no such file, damaged, not a base, or weights that do not fit their description or are no numbers.
     """
     weights = load_weights(path)
     architecture = read_architecture(weights.metadata, path, FORMAT)
     model = DualEncoder(architecture.point, architecture.image, architecture.dim, load_image_weights=False)
     fill_weights(model, weights.tensors, path)
+    strange = [name for name, value in weights.tensors.items() if not value.isfinite().all()]
+    if strange:
+        raise InputError(
+            f"{path}: expected numbers for weights, found NaN or infinity in '{strange[0]}' ({len(strange)} such): "
+            "make or download it anew"
+        )
     return model.eval(), architecture

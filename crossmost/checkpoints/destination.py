@@ -9,6 +9,20 @@ from pathlib import Path
 from crossmost.errors import InputError
 
 
+def check_utf8(path: Path) -> None:
+    """Refuse a path that safetensors and torch cannot open, though the system can.
+
+    Raises:
+        InputError: bytes that are not UTF-8.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"expected a path in UTF-8, found {path}: rename it, or choose another place"
+        ) from None
+
+
 def check_destination(out: Path, suffix: str, inputs: Iterable[Path], *, overwrite: bool) -> None:
     """Refuse a place where nothing can be written, or where something would be lost.
 
@@ -19,9 +33,10 @@ def check_destination(out: Path, suffix: str, inputs: Iterable[Path], *, overwri
         overwrite: whether another file may be replaced; an input never is.
 
     Raises:
-        InputError: another suffix, no folder around it, a folder or an input in its place, or a file that may not be
-            replaced.
+        InputError: another suffix, no folder around it, a folder or an input in its place, a file that may not be
+            replaced, or a path that is not UTF-8.
     """
+    check_utf8(out)
     if out.suffix != suffix:
         raise InputError(f"expected a {suffix} to write, found {out}: choose another name")
     if not out.parent.is_dir():

@@ -35,6 +35,7 @@ from crossmost.checkpoints.atomic import (
     write_json_atomic,
     write_text_atomic,
 )
+from crossmost.checkpoints.destination import check_utf8
 from crossmost.errors import InputError
 
 __all__ = [
@@ -315,6 +316,7 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def _check_file(path: Path) -> None:
+    check_utf8(path)
     if not path.is_file():
         raise InputError(f"expected a file at {path}, found {'a folder' if path.is_dir() else 'none'}")
 

@@ -7,6 +7,7 @@ the same weights.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,10 +30,13 @@ from crossmost.data.augment import (
 )
 from crossmost.data.scanner import scan
 from crossmost.data.views import render_views
+from crossmost.errors import WorkFailed
 from crossmost.runtime.preprocess import fill, normalize
 
 Key = tuple[int, int]  # epoch and index
 MOST_WORKERS = 8
+WORKER_ENDED = ("exited unexpectedly", "is killed by signal")
+"""How torch says that a process that loads is gone."""
 CPU = torch.device("cpu")
 
 
@@ -345,17 +349,38 @@ def load(
         workers: processes that load; 0 loads in this one, None takes what `usual_workers` says.
         device: where the batches go: a GPU takes pinned memory while it computes.
         batching: how the DataLoader forms batches.
+
+    Raises:
+        WorkFailed: a process that loads was ended from outside.
     """
     loader = DataLoader(
         samples,
         num_workers=usual_workers(device) if workers is None else workers,
         pin_memory=device.type == "cuda",
         collate_fn=partial(_collate, collate),
+        worker_init_fn=_leave_interrupts,
         **batching,
     )
-    for batch, bad in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            batch, bad = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if any(words in str(error) for words in WORKER_ENDED):
+                raise WorkFailed(
+                    "a process that loads clouds was ended from outside, perhaps for lack of memory: "
+                    "try fewer workers"
+                ) from error
+            raise
         samples.clouds.bad.update(bad)
         yield batch
+
+
+def _leave_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the one that trains: it saves, and ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def usual_workers(device: torch.device) -> int:

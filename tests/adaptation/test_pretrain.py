@@ -27,6 +27,7 @@ from crossmost.adaptation.pretrain import (
 )
 from crossmost.checkpoints.base import Architecture
 from crossmost.data.dataset import CloudDataset
+from crossmost.errors import WorkFailed
 from crossmost.models.clip import import_open_clip
 from crossmost.models.grouping import cut, group
 from crossmost.models.image_tower import ImageCard
@@ -118,6 +119,30 @@ def test_the_loss_falls(run: Pretrain) -> None:
     for term in ("text", "image", "image_text"):
         early, late = (np.mean([record[term] for record in part]) for part in (records[:3], records[-3:]))
         assert late < early, term
+
+
+def test_the_scale_is_never_above_a_hundred(run: Pretrain) -> None:
+    model, records = run(epochs=1, temperature=0.005, learning_rate=1e-5)
+    assert records[0]["scale"] == pytest.approx(100, rel=1e-3)
+    assert model.logit_scale.exp().item() <= 100.001
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_are_no_numbers_are_no_base(
+    run: Pretrain, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    real, taken = torch.optim.AdamW.step, []
+
+    def step(self: torch.optim.AdamW) -> None:
+        real(self)
+        taken.append(self)
+        if len(taken) == steps:
+            self.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    expected = {1: "the loss is nan in epoch 1", 3: "not all weights are numbers after the last step"}
+    with pytest.raises(WorkFailed, match=f"{expected[steps]}: lower --learning-rate; no base was written"):
+        run(epochs=1)
 
 
 def test_clouds_are_cut_as_the_card_says(run: Pretrain, shapes: CloudDataset) -> None:

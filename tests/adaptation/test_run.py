@@ -419,6 +419,16 @@ class TestRefusals:
         with pytest.raises(InputError, match="no run to resume"):
             folder("nothing").resume(shapes)
 
+    def test_a_folder_that_its_files_could_not_be_read_from(
+        self, folder: MakeFolder, shapes: CloudDataset, tiny_config: MakeConfig
+    ) -> None:
+        run = folder("l\udcfc")
+        with pytest.raises(
+            InputError, match=r"expected a path in UTF-8, found .*: rename it, or choose another"
+        ):
+            run.train(shapes, tiny_config())
+        assert not run.path.exists()
+
     def test_too_many_bad_clouds_before_a_folder_is_made(
         self,
         tmp_path: Path,

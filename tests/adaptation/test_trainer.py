@@ -206,11 +206,31 @@ def test_one_class_is_nothing_to_adapt_to(
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(start: Start) -> None:
     trainer, saved = start(), []
-    trainer.student.classifier.data.fill_(float("nan"))
-    with pytest.raises(WorkFailed, match=r"nan.*learning_rate") as caught:
-        trainer.fit(lambda _: None, lambda t: saved.append(t.progress.epoch))
+
+    def spoil_zero_shot(_: Trainer) -> None:
+        saved.append(trainer.progress.epoch)
+        trainer.student.classifier.data.fill_(float("nan"))
+
+    with pytest.raises(WorkFailed, match=r"nan in epoch 1: lower learning_rate") as caught:
+        trainer.fit(lambda _: None, spoil_zero_shot)
     assert "\n" not in str(caught.value)
     assert saved == [0]  # zero-shot
+    assert bool(torch.isfinite(trainer.chosen["teacher"]["classifier"]).all())
+
+
+def test_an_epoch_that_ends_with_weights_that_are_no_numbers_is_not_saved(start: Start) -> None:
+    trainer, saved = start(), []
+    last = trainer.steps_per_epoch
+
+    def spoil_last_batch(_: Record) -> None:
+        if trainer.progress.batch == last:
+            trainer.teacher.classifier.data.fill_(float("nan"))
+
+    with pytest.raises(
+        WorkFailed, match="no numbers after epoch 1: lower learning_rate; the last epoch is saved"
+    ):
+        trainer.fit(spoil_last_batch, lambda t: saved.append(t.progress.epoch))
+    assert saved == [0]
     assert bool(torch.isfinite(trainer.chosen["teacher"]["classifier"]).all())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossmost.data.augment import CLIP_MEAN, CLIP_STD, STRONG, strong_image, weak_image
+from crossmost.data.augment import CLIP_MEAN, CLIP_STD, STRONG, PointAugment, strong_image, weak_image
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.samples import (
     EpochOrder,
@@ -27,6 +29,9 @@ from crossmost.data.samples import (
     plain_batches,
     training_batches,
 )
+from crossmost.data.scanner import scan
+from crossmost.errors import WorkFailed
+from crossmost.runtime.preprocess import normalize
 
 SETTINGS = SampleSettings(seed=3, image_size=16, views=2, least=8, teacher_sees=2, strong=STRONG)
 
@@ -131,6 +136,57 @@ def test_training_batches_shrink_by_the_bad_clouds(damaged: CloudDataset, worker
     assert sorted(batch.indices.tolist()) == [0, 2, 3, 4]
     assert len(batch.strong_view) == len(batch.weak_views.counts) == 4
     assert set(damaged.bad) == {"shape1", "shape5"}
+
+
+class Signalled:
+    """Samples that send their own process a signal while they are made."""
+
+    def __init__(self, clouds: CloudDataset, number: int):
+        self.clouds = clouds
+        self.number = number
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), self.number)
+        return index
+
+
+def test_ctrl_c_is_for_the_process_that_trains(shapes: CloudDataset) -> None:
+    samples = Signalled(shapes, signal.SIGINT)
+    assert list(load(samples, list, 1, torch.device("cpu"), batch_size=1)) == [[0], [1]]
+
+
+def test_a_process_that_loads_and_is_ended_from_outside_is_one_line(shapes: CloudDataset) -> None:
+    samples = Signalled(shapes, signal.SIGKILL)
+    with pytest.raises(WorkFailed, match="ended from outside, perhaps for lack of memory: try fewer workers"):
+        list(load(samples, list, 1, torch.device("cpu"), batch_size=1))
+
+
+def test_another_error_of_a_process_that_loads_stays_what_it_is(shapes: CloudDataset) -> None:
+    def collate(samples: list[int]) -> None:
+        raise RuntimeError("the library's own")
+
+    with pytest.raises(RuntimeError, match="the library's own"):
+        list(load(range(2), collate, 1, torch.device("cpu"), batch_size=1))
+
+
+def test_the_students_cloud_is_scanned_and_normalised_again_where_asked_for(shapes: CloudDataset) -> None:
+    plain = replace(SETTINGS, strong=PointAugment())
+    before, after = (
+        TrainingSamples(shapes, replace(plain, scan_severity=severity))[0, 3] for severity in ("none", "high")
+    )
+    cloud = shapes.try_load(3)
+    assert cloud is not None
+    np.testing.assert_array_equal(before[3], cloud)
+    np.testing.assert_array_equal(before[1], after[1])  # the teacher sees the cloud
+    assert len(after[3]) != len(cloud) or not np.allclose(after[3], cloud)
+    np.testing.assert_allclose(after[3], normalize(after[3]), atol=1e-5)
+    raw = scan(cloud, severity="high", rng=np.random.default_rng(0))
+    assert not np.allclose(raw, normalize(raw), atol=1e-2), (
+        "a scan by itself is neither centred nor of unit size"
+    )
 
 
 @pytest.mark.parametrize(("sees", "shown"), [(1, 1), (2, 2)])

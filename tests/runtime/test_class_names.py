@@ -38,6 +38,7 @@ def test_a_list_may_be_longer_than_the_name_of_a_file():
         (",", "found none in ','"),
         ("mug,bowl,mug", "'mug' more than once"),
         ("Mug,mug", "CLIP ignores case"),
+        ("night_stand,night stand", "reads an underscore as a space here"),
     ],
 )
 def test_what_names_no_classes(source, what, tmp_path, monkeypatch):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,9 +21,11 @@ from crossmost.data.reading import EncoderForm, Reading
 from crossmost.errors import InputError
 from crossmost.runtime.class_names import read_class_names
 from crossmost.runtime.classifier import Classifier
+from crossmost.runtime.errors import InvalidInput
 from crossmost.runtime.manifest import MANIFEST, load_manifest
 from crossmost.runtime.prediction import Prediction
 from crossmost.runtime.recording import is_recording, read_recording
+from crossmost.skipped import one_line, say_skipped
 from crossmost.zoo_models import list_models
 
 AT_ONCE = 16
@@ -87,11 +88,16 @@ def predict(
             for cloud, prediction in zip(part, classifier([cloud.points for cloud in part]), strict=True):
                 typer.echo(json_of(cloud, prediction) if as_json else line_of(cloud.name, prediction))
                 answered += 1
-    if bad:
-        typer.echo(f"skipped {len(bad)} clouds that could not be read: {', '.join(bad)}", err=True)
     if not answered:
-        reason = next(iter(bad.values()), "there are none")
-        raise InputError(f"{path}: expected clouds to classify, found none that can be read: {reason}")
+        raise none_readable([path], bad)
+    say_skipped(bad)
+
+
+def none_readable(paths: Sequence[Path], bad: Mapping[str, str]) -> InputError:
+    """The error of clouds of which none can be read: the reason of the first."""
+    reason = next(iter(bad.values()), "there are none")
+    given = ", ".join(map(str, paths))
+    return InputError(f"{given}: expected clouds, found none that can be read: {reason}")
 
 
 def refuse_unexported(path: Path) -> None:
@@ -133,17 +139,24 @@ def open_clouds(
         raise InputError(f"{path}: expected a recording (.mcap, .bag, .db3) for --topic, found none")
     encoder = load_manifest(bundle).encoder
     least, scattered = encoder.least, encoder.radius is not None
-    return reading.open(path, EncoderForm(encoder.points, least, encoder.channels, scattered), split)
+    clouds = reading.open(path, EncoderForm(encoder.points, least, encoder.channels, scattered), split)
+    for line in clouds.left_out:
+        typer.echo(line, err=True)
+    return clouds
 
 
 def messages(path: Path, topic: str | None, bad: dict[str, str], *, colored: bool = True) -> Iterator[Named]:
-    """The clouds of a recording, with their colours or without; those without a usable point are put into `bad`."""
-    for stamp, recorded in read_recording(path, topic):
+    """The clouds of a recording, with their colours or without; messages that hold none are put into `bad`."""
+
+    def note(stamp: int, reason: str) -> None:
+        bad[str(stamp)] = reason
+
+    for stamp, recorded in read_recording(path, topic, note):
         points = recorded if colored else recorded[:, :3]
         if np.isfinite(points[:, :3]).all(axis=1).any():
             yield Named(str(stamp), printable(str(path)), points)
         else:
-            bad[str(stamp)] = "it holds no usable point"
+            note(stamp, "it holds no usable point")
 
 
 def readable(dataset: CloudDataset, given: Path, bad: dict[str, str]) -> Iterator[Named]:
@@ -170,9 +183,19 @@ def path_of(dataset: CloudDataset, index: int, given: Path) -> str:
 
 
 def parts(entries: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
-    """Cut a stream into lists of at most `size`."""
-    stream = iter(entries)
-    while part := list(islice(stream, size)):
+    """Cut a stream into lists of at most `size`; where it breaks off, what came before is a list still."""
+    part: list[T] = []
+    try:
+        for entry in entries:
+            part.append(entry)
+            if len(part) == size:
+                yield part
+                part = []
+    except InvalidInput:  # a recording that is damaged further on
+        if part:
+            yield part
+        raise
+    if part:
         yield part
 
 
@@ -185,7 +208,7 @@ def line_of(name: str, prediction: Prediction) -> str:
     """One line for people."""
     label = f"unknown (like {prediction.label})" if prediction.unknown else prediction.label
     others = ", ".join(f"{other} {score:.2f}" for other, score in prediction.top_k[1:3])
-    return f"{name}\t{label}\t{prediction.score:.2f}" + (f"\t{others}" if others else "")
+    return f"{one_line(name)}\t{label}\t{prediction.score:.2f}" + (f"\t{others}" if others else "")
 
 
 def embed(
@@ -199,17 +222,18 @@ def embed(
 ) -> None:
     """Write the embeddings of all clouds, in their order: (N, D) float32 unit rows, and beside them what each row is.
 
+    Clouds that cannot be read have no row; they are named.
+
     Args:
         model: a bundle, a run, a base, or the name of a public encoder, which is fetched.
-        paths: of clouds.
-        out: the .npy to write; `row_names` go into the .ids.txt of the same stem, one a line.
+        paths: of clouds, and with a bundle of recordings with one topic of clouds.
+        out: the .npy to write; what each row is goes into the .ids.txt of the same stem, one a line: see `row_name`.
         reading: how the clouds are read.
         split: of each of the paths; None for all of it.
         threads: of a pass on the CPU; None for one a core.
 
     Raises:
-        InputError: a place where nothing can be written, before any work; or a cloud that cannot be read: no row may
-            be missing.
+        InputError: a place where nothing can be written, before any work; or no cloud that can be read.
         WorkFailed: the files cannot be written.
     """
     ids = out.with_suffix(IDS)
@@ -217,25 +241,30 @@ def embed(
     missing = next((path for path in paths if not path.exists()), None)
     if missing is not None:
         raise InputError(f"{missing}: expected a folder or file of clouds, found nothing there")
+    bad: dict[str, str] = {}
     if (model / MANIFEST).is_file():
-        datasets = [open_clouds(model, path, reading, split) for path in paths]
-        clouds = (dataset.load_whole(index) for dataset in datasets for index in range(len(dataset)))
-        with Classifier.load(model, threads=threads, up_axis=DATASET_UP) as classifier:
-            rows = np.concatenate([classifier.embed(part) for part in parts(clouds)])
+        names, rows = embedded(model, paths, reading, bad, split=split, threads=threads)
     else:
         from crossmost.workflows import embed_clouds
         from crossmost.zoo import resolve
 
         base = resolve(model, lambda line: typer.echo(line, err=True))
-        datasets, rows = embed_clouds(base, paths, reading, split=split, threads=threads)
-    names = row_names(datasets, paths)
+        datasets, rows = embed_clouds(base, paths, reading, bad, split=split, threads=threads)
+        names = [
+            row_name(dataset, index, given, several=len(paths) > 1)
+            for dataset, given in zip(datasets, paths, strict=True)
+            for index in range(len(dataset))
+        ]
+    if not names:
+        raise none_readable(paths, bad)
     with replacing(out) as rows_file, replacing(ids) as names_file:
         with rows_file.open("wb") as file:
             np.save(file, rows)
             sync(file)
         with names_file.open("wb") as file:
-            file.writelines(f"{name}\n".encode() for name in names)
+            file.writelines(f"{one_line(name)}\n".encode() for name in names)
             sync(file)
+    say_skipped(bad)
     typer.echo(str(out))
 
 
@@ -254,22 +283,56 @@ def check_free(out: Path, model: Path, paths: Sequence[Path]) -> None:
         )
 
 
-def row_names(datasets: Sequence[CloudDataset], paths: Sequence[Path]) -> list[str]:
-    """What each row of the embeddings is: the path of its file, or the id of a cloud that shares a file with others.
+def embedded(
+    bundle: Path,
+    paths: Sequence[Path],
+    reading: Reading,
+    bad: dict[str, str],
+    *,
+    split: str | None,
+    threads: int | None,
+) -> tuple[list[str], NDArray[np.float32]]:
+    """Names and embeddings of clouds by a bundle; those that cannot be read go into `bad`: see `embed`."""
+    names: list[str] = []
+    rows = [np.empty((0, load_manifest(bundle).encoder.dim), np.float32)]
+    several = len(paths) > 1
+    named: Iterator[tuple[str, NDArray[np.floating[Any]]]]
+    with Classifier.load(bundle, threads=threads) as classifier:
+        for path in paths:
+            if is_recording(path):
+                up_axis, start = reading.up_axis, f"{path}/" if several else ""
+                clouds = messages(path, None, bad, colored=reading.color != "none")
+                named = ((f"{start}{cloud.name}", cloud.points) for cloud in clouds)
+            else:
+                up_axis, dataset = DATASET_UP, open_clouds(bundle, path, reading, split)
+                named = whole_clouds(dataset, path, bad, several=several)
+            for part in parts(named):
+                names += [name for name, _ in part]
+                rows.append(classifier.embed([points for _, points in part], up_axis=up_axis))
+    return names, np.concatenate(rows)
+
+
+def whole_clouds(
+    dataset: CloudDataset, given: Path, bad: dict[str, str], *, several: bool
+) -> Iterator[tuple[str, NDArray[np.floating[Any]]]]:
+    """The clouds of a dataset that can be read with the names of their rows; the others go into `bad`."""
+    for index, name in enumerate(dataset.ids):
+        try:
+            yield row_name(dataset, index, given, several=several), dataset.load_whole(index)
+        except InputError as error:
+            bad[name] = str(error)
+
+
+def row_name(dataset: CloudDataset, index: int, given: Path, *, several: bool) -> str:
+    """What a row of the embeddings is: the path of its file, or the id of a cloud that shares a file with others.
 
     Args:
-        datasets: in the order of the rows.
-        paths: where each was opened.
-
-    Returns:
-        N lines. Paths are relative to the folder that was given; where several paths were given they start with it,
-        and so do ids.
+        dataset: the cloud is of.
+        index: of the cloud.
+        given: where the dataset was opened.
+        several: whether other paths were given beside it: paths and ids start with it then. Alone, they are relative to
+            the folder that was given.
     """
-    lines = []
-    for dataset, given in zip(datasets, paths, strict=True):
-        whole = isinstance(dataset.source, FolderSource)
-        start = f"{given}/" if len(paths) > 1 and (given.is_dir() or not whole) else ""
-        names = [path_of(dataset, index, given) for index in range(len(dataset))] if whole else dataset.ids
-        # A line is a row, also where a name has line breaks in it.
-        lines += [" ".join(printable(f"{start}{name}").splitlines()) for name in names]
-    return lines
+    whole = isinstance(dataset.source, FolderSource)
+    start = f"{given}/" if several and (given.is_dir() or not whole) else ""
+    return f"{start}{path_of(dataset, index, given) if whole else dataset.ids[index]}"

@@ -90,9 +90,3 @@ def advice(dataset: CloudDataset) -> str:
     if split := next(filter(is_split, names or ()), None):  # without labels all splits would be trained on
         return f"{split}/ is taken for a class because of the folders beside it: give {split}/ itself"
     return "--ignore-labels takes no folder or label for a class"
-
-
-def say_skipped(bad: Mapping[str, str]) -> None:
-    """Name and count the files that could not be read."""
-    if bad:
-        typer.echo(f"skipped {len(bad)} files that could not be read: {', '.join(bad)}", err=True)

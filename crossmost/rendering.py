@@ -16,7 +16,7 @@ from crossmost.data.reading import Reading
 from crossmost.data.samples import spread, views_of
 from crossmost.data.views import contact_sheet
 from crossmost.errors import InputError
-from crossmost.own_clouds import say_skipped
+from crossmost.skipped import say_skipped
 
 
 def thumbnail(picture: Any, size: int) -> NDArray[np.uint8]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,12 +44,12 @@ from crossmost.own_clouds import (
     check_before_training,
     measured_clouds,
     reading_of,
-    say_skipped,
     shown_clouds,
     training_clouds,
 )
 from crossmost.progress import RunProgress
 from crossmost.runtime.vocabulary import load_vocabulary
+from crossmost.skipped import say_skipped
 from crossmost.words import Words
 
 REPORTED = "report"
@@ -200,7 +201,7 @@ def evaluate(
 
 
 class Embedded(NamedTuple):
-    """Data sets and the embeddings of their clouds, one after the other: (N, D) float32 unit rows."""
+    """Data sets of what could be read, and the embeddings of their clouds in order: (N, D) float32 unit rows."""
 
     datasets: list[CloudDataset]
     rows: NDArray[np.float32]
@@ -210,6 +211,7 @@ def embed_clouds(
     model: Path,
     paths: Sequence[Path],
     reading: Reading,
+    bad: dict[str, str],
     *,
     split: str | None = None,
     threads: int | None = None,
@@ -220,11 +222,12 @@ def embed_clouds(
         model: the run or the base.
         paths: of the clouds.
         reading: how they are read.
+        bad: gets the reason by id of each cloud that cannot be read, which has no row.
         split: of each of the paths; None for all of it.
         threads: of torch on the CPU; None for its own choice.
 
     Raises:
-        InputError: neither run nor base, or a cloud that cannot be read.
+        InputError: neither run nor base.
     """
     if is_run(model):
         network: DualEncoder = load_run(model).adapted
@@ -234,6 +237,21 @@ def embed_clouds(
         raise InputError(f"{model}: expected a bundle, a run or a base .safetensors, found none of them")
     card = network.point_encoder.card
     datasets = [reading.open(path, card, split) for path in paths]
-    clouds = (dataset.load(index) for dataset in datasets for index in range(len(dataset)))
+    read: list[list[int]] = [[] for _ in datasets]
+
+    def clouds() -> Iterator[NDArray[np.float32]]:
+        for dataset, own in zip(datasets, read, strict=True):
+            for index in range(len(dataset)):
+                cloud = dataset.try_load(index)
+                if cloud is not None:
+                    own.append(index)
+                    yield cloud
+            bad.update(dataset.bad)
+
+    stream = clouds()
+    first = next(stream, None)
+    if first is None:
+        return Embedded([dataset.subset([]) for dataset in datasets], np.empty((0, 0), np.float32))
     with cpu_threads(threads):
-        return Embedded(datasets, embed_points(network.point_encoder, network.point_head(), clouds))
+        rows = embed_points(network.point_encoder, network.point_head(), chain([first], stream))
+    return Embedded([dataset.subset(own) for dataset, own in zip(datasets, read, strict=True)], rows)

@@ -12,7 +12,7 @@ from crossmost.data.reading import Reading
 from crossmost.export.source import load_exportable
 from crossmost.export.text_files import TextOptions
 from crossmost.export.workflow import ExportOptions, export
-from crossmost.own_clouds import say_skipped
+from crossmost.skipped import say_skipped
 from crossmost.words import Words
 
 

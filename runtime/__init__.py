@@ -32,7 +32,7 @@ _HOMES = {
     "Classifier": "classifier",
     "EmbeddingFailed": "backend",
     "InvalidBundle": "bundle_json",
-    "InvalidCall": "classifier",
+    "InvalidCall": "errors",
     "InvalidChoice": "selection",
     "InvalidCloud": "preprocess",
     "InvalidInput": "errors",

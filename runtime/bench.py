@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.backend import BackendUnavailable
+from crossmost.runtime.child_process import ProcessFailed, ask
 from crossmost.runtime.classifier import Classifier
 from crossmost.runtime.selection import BACKENDS
 
 PERCENTILES = (50, 90, 99)
+COLD_SECONDS = 600
+"""Until a cold start counts as failed: a driver may compile for minutes."""
 COLD_START = """
 import json, sys, time
 began = time.perf_counter()
@@ -53,7 +54,7 @@ class BenchReport:
         repeats: calls a batch size and backend.
         timings: of each stage and of the whole call, `total`.
         cold: backend to seconds of import, load and first call, in a process of its own.
-        refused: why a backend could not be measured, by its name.
+        refused: why a backend, or its cold start, could not be measured, by its name.
         peak_bytes: most memory this process ever held.
     """
 
@@ -139,15 +140,20 @@ def measure(
     cold = {}
     for name in opened:
         say(f"cold start of {name}")
-        cold[name] = cold_start(bundle, name, threads)
+        try:
+            cold[name] = cold_start(bundle, name, threads)
+        except ProcessFailed as error:
+            refused[f"cold start of {name}"] = str(error)
     return BenchReport(count, repeats, tuple(timings), cold, refused, _peak_bytes())
 
 
 def cold_start(bundle: Path, backend: str, threads: int | None) -> tuple[float, float, float]:
-    """Seconds to import the runtime, load a bundle and answer the first call, in a new process."""
-    command = [sys.executable, "-c", COLD_START, str(bundle), backend, json.dumps(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    imported, loaded, first = json.loads(done.stdout)
+    """Seconds to import the runtime, load a bundle and answer the first call, in a new process.
+
+    Raises:
+        ProcessFailed: it did not come to its end.
+    """
+    imported, loaded, first = ask(COLD_START, str(bundle), backend, json.dumps(threads), seconds=COLD_SECONDS)
     return imported, loaded, first
 
 

@@ -66,6 +66,10 @@ class ClassChoice:
             # Its own scale is that of the text model alone, at which nearly every score is 0 or 1.
             scale = self.own.vocabulary.logit_scale
             return self._given(self._like_own(replace(classes, logit_scale=scale)))
+        if not isinstance(classes, Iterable):
+            raise InvalidVocabulary(
+                f"expected class names, a vocabulary, a bank or a path, found {classes!r}"
+            )
         names = tuple(classes)
         check_names(names)
         return self._chosen(names) if set(names) <= set(self.own.vocabulary.names) else self._embedded(names)

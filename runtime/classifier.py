@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from crossmost.runtime.backend import Backend, check_finite
 from crossmost.runtime.class_choice import CLASSES, ClassChoice, Classes, needed
 from crossmost.runtime.clouds_in import CloudsIn, Prepared, split_clouds
-from crossmost.runtime.errors import InvalidInput
+from crossmost.runtime.errors import InvalidCall
 from crossmost.runtime.judge import Judge
 from crossmost.runtime.manifest import Manifest, check_files, load_manifest
 from crossmost.runtime.onnx_backend import GRAPH
@@ -29,10 +30,6 @@ from crossmost.runtime.test_time_cache import TestTimeCache
 
 CLOUDS_AT_ONCE = 64
 """Clouds prepared before the encoder sees them, which bounds the memory of long lists."""
-
-
-class InvalidCall(InvalidInput):
-    """A call that cannot be answered, such as one of a closed classifier."""
 
 
 class Classifier:
@@ -128,8 +125,7 @@ class Classifier:
             InvalidCall: closed, or a top_k below 1.
             EmbeddingFailed: the encoder answered with NaN.
         """
-        if type(top_k) is not int or top_k < 1:
-            raise InvalidCall(f"expected top_k as an integer from 1 on, found {top_k!r}")
+        top_k = _count("top_k", top_k)
         judge = self._judge
         embedding, dropped, timings = self._embed(points, up_axis)
         return judge.predict(embedding, top_k, dropped, timings)
@@ -198,7 +194,11 @@ class Classifier:
 
         Returns:
             Seconds it took.
+
+        Raises:
+            InvalidCall: closed, or a batch below 1.
         """
+        batch = _count("batch", batch)
         cloud = np.random.default_rng(0).normal(size=(self._manifest.encoder.points, 3))
         began = time.perf_counter()
         self._embed([cloud] * batch, None)
@@ -281,6 +281,13 @@ class Classifier:
             dropped += [cloud.dropped for cloud in prepared]
         timings["total"] = time.perf_counter() - called
         return np.concatenate(rows), dropped, timings
+
+
+def _count(name: str, given: Any) -> int:
+    """An argument that counts something, as an int."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
+        raise InvalidCall(f"expected {name} as an integer from 1 on, found {given!r}")
+    return int(given)
 
 
 def _prepared(clouds: Sequence[Any], start: int, clouds_in: CloudsIn) -> Iterator[Prepared]:

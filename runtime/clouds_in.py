@@ -56,7 +56,7 @@ class CloudsIn:
         columns = min(card.channels, cloud.shape[1])
         if columns == 6:
             try:
-                colors, _ = unit_colors(cloud[:, 3:6], card.color_filler)
+                colors, _ = unit_colors(_of_points(cloud), card.color_filler)
             except NotColors as error:
                 raise InvalidCloud(f"{error} in columns 3 to 5: leave out columns that are none") from None
             cloud = np.concatenate([cloud[:, :3], colors], axis=1)
@@ -72,6 +72,12 @@ class CloudsIn:
         if card.up_axis != "z":
             points = turn(points, "z", card.up_axis).astype(np.float32)
         return Prepared(points, dropped)
+
+
+def _of_points(cloud: NDArray[Any]) -> NDArray[Any]:
+    """The colors of a cloud (N, 6+), NaN where no point is: what stands there says nothing about the others."""
+    lost = ~np.isfinite(cloud[:, :3]).all(axis=1)
+    return np.where(lost[:, None], np.nan, cloud[:, 3:6]) if lost.any() else cloud[:, 3:6]
 
 
 def split_clouds(points: Any) -> list[Any]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from crossmost.runtime.child_process import SECONDS, ProcessFailed, ask
 from crossmost.runtime.class_choice import CLASSES, ClassChoice, needed
 from crossmost.runtime.cuda_driver import CudaDriver, probe_cuda
 from crossmost.runtime.engine_cache import cache_folder
@@ -26,8 +26,8 @@ from crossmost.runtime.vocabulary import InvalidVocabulary
 State = Literal["ok", "none", "bad"]
 MARKS: dict[State, str] = {"ok": "ok  ", "none": "-   ", "bad": "BAD "}
 DAMAGED = "none is chosen for a bundle that is damaged"
-SECONDS, BUILD_SECONDS = 120, 3600
-"""Until a question to another process counts as not answered, and until the building of an engine does."""
+BUILD_SECONDS = 3600
+"""Until the building of an engine counts as failed."""
 
 PACKAGES = {
     "numpy": ("numpy",),
@@ -175,26 +175,6 @@ def installed() -> dict[str, str]:
     return versions
 
 
-def ask(code: str, *arguments: str, seconds: float | None = None) -> Any:
-    """Run some Python in a process of its own and read the JSON of its last line.
-
-    Raises:
-        RuntimeError: it crashed, failed or took too long; one line.
-    """
-    command, seconds = [sys.executable, "-c", code, *arguments], seconds or SECONDS
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"no answer within {seconds} seconds") from None
-    if done.returncode < 0:
-        raise RuntimeError(f"the process was ended by signal {-done.returncode}")
-    try:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise RuntimeError(f"the process failed: {said}") from None
-
-
 def _machine() -> Iterator[Finding]:
     yield Finding("Python", "ok", f"{platform.python_version()} ({sys.executable})")
     yield Finding("platform", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}")
@@ -230,7 +210,7 @@ def _onnxruntime(versions: Mapping[str, str]) -> Iterator[Finding]:
         return
     try:
         providers: dict[str, str] = ask(PROVIDERS)
-    except RuntimeError as error:
+    except ProcessFailed as error:
         yield Finding("ONNX Runtime", "bad", f"cannot be imported: {error}")
         return
     for name, why in providers.items():
@@ -278,9 +258,9 @@ def _beside(bundle: Path, manifest: Manifest) -> Iterator[Finding]:
 def _choose(bundle: Path, rebuild: bool) -> Choice:
     """What `auto` takes; those behind it were not tried."""
     try:
-        seconds = BUILD_SECONDS if rebuild else None
+        seconds = BUILD_SECONDS if rebuild else SECONDS
         answer = ask(SELECTION, str(bundle), json.dumps(rebuild), seconds=seconds)
-    except RuntimeError as error:
+    except ProcessFailed as error:
         return Choice("", f"looking for one failed: {error}")
     used, why, refused = answer["used"], answer["why"], answer["refused"]
     behind = BACKENDS[BACKENDS.index(used) + 1 :] if used else ()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from crossmost.runtime.errors import InvalidCall
+
 Worker = TypeVar("Worker")
 
 
@@ -36,7 +38,7 @@ class WorkerPool(Generic[Worker]):
         """Have a worker for oneself, if need be after waiting for one.
 
         Raises:
-            ValueError: the pool is closed.
+            InvalidCall: the pool is closed, also while this waited.
         """
         worker = self._take()
         try:
@@ -70,7 +72,7 @@ class WorkerPool(Generic[Worker]):
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._idle or len(self._workers) < self._most)
             if self._closed:
-                raise ValueError("expected an open backend, found a closed one: load the bundle again")
+                raise InvalidCall("expected an open backend, found a closed one: load the bundle again")
             if not self._idle:
                 self._workers.append(self._make())
                 return self._workers[-1]

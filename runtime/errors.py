@@ -10,5 +10,9 @@ class InvalidInput(ValueError):
     """What was given cannot be used: a cloud, a bundle, class names, an option."""
 
 
+class InvalidCall(InvalidInput):
+    """A call that cannot be answered, such as one of a closed classifier."""
+
+
 class RuntimeFailure(RuntimeError):
     """What was given was fine, and the work was not: no backend, a GPU that failed."""

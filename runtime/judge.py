@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.prediction import Prediction
-from crossmost.runtime.test_time_cache import TestTimeCache
+from crossmost.runtime.test_time_cache import InvalidCache, TestTimeCache
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Judge:
 
     bank: ClassBank
     cache: TestTimeCache | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cache, TestTimeCache | None):
+            raise InvalidCache(f"expected a TestTimeCache or None, found {self.cache!r}")
 
     def predict(
         self, embedding: NDArray[np.float32], top_k: int, dropped: Sequence[int], timings: dict[str, float]

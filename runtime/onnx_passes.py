@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.backend import Embedded
+from crossmost.runtime.errors import InvalidCall
 from crossmost.runtime.manifest import Encoder
 from crossmost.runtime.sampling import group
 
@@ -31,7 +32,7 @@ class HostPasses:
         """Embed B clouds, a few at a time: see `Backend.embed`."""
         session = self._session
         if session is None:
-            raise ValueError("expected an open backend, found a closed one: load the bundle again")
+            raise InvalidCall("expected an open backend, found a closed one: load the bundle again")
         seconds = {"group": 0.0, "encode": 0.0}
         rows = []
         for start in range(0, len(clouds), self._most):

@@ -48,10 +48,12 @@ class Prediction:
         return f"Prediction({', '.join(parts)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The label, score, `top_k` and unknown flag as plain JSON types."""
+        """All but embedding and timings, as plain JSON types."""
         return {
             "label": self.label,
             "score": self.score,
             "top_k": [[name, score] for name, score in self.top_k],
+            "similarity": self.similarity,
             "unknown": self.unknown,
+            "dropped": self.dropped,
         }

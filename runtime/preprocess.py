@@ -25,6 +25,9 @@ GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 LARGEST = 2.0**960
 """Of coordinates: sums and differences of larger ones could leave the range of float64."""
 
+REAL = "biuf"
+"""Kinds of dtypes that hold real numbers."""
+
 MOST_COLUMNS = 9
 """So few points (xyz, rgb, normals), with more columns than that, are a transposed cloud."""
 
@@ -59,10 +62,15 @@ def check_cloud(points: Any) -> NDArray[Any]:
     if cloud.ndim != 2 or cloud.shape[1] < 3 or transposed:
         hint = "; transpose it" if transposed else ""
         raise InvalidCloud(f"expected points of shape (N, 3), found {cloud.shape}{hint}")
-    if not (np.issubdtype(cloud.dtype, np.number) or cloud.dtype == bool) or np.iscomplexobj(cloud):
+    if cloud.dtype.kind not in REAL:
         raise InvalidCloud(f"expected real numbers, found dtype {cloud.dtype}")
     if len(cloud) == 0:
         raise InvalidCloud("expected at least one point, found an empty cloud")
+    if (
+        cloud.dtype == np.longdouble and cloud.dtype.itemsize > 8
+    ):  # what leaves the range of float64 is infinite
+        with np.errstate(over="ignore"):
+            return cloud.astype(np.float64)
     return cloud
 
 

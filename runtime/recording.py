@@ -28,7 +28,9 @@ def is_recording(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or (path / "metadata.yaml").is_file()
 
 
-def read_recording(path: Path, topic: str | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
+def read_recording(
+    path: Path, topic: str | None = None, on_invalid: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, NDArray[Any]]]:
     """Read the clouds of one topic in the order they were recorded, one message in memory at a time.
 
     The storage format decides how much is read for it: an .mcap and a .bag are unpacked chunk by chunk.
@@ -36,6 +38,8 @@ def read_recording(path: Path, topic: str | None = None) -> Iterator[tuple[int, 
     Args:
         path: an .mcap, .db3 or .bag file, or the folder of a ROS 2 recording.
         topic: a topic of sensor_msgs/PointCloud2; may be None where the recording has only one.
+        on_invalid: called with the time and the fault of a message that holds no cloud, which is then passed over;
+            None makes it an error.
 
     Yields:
         When the message was recorded, in nanoseconds since 1970, and its cloud: see `cloud_from_message`.
@@ -60,6 +64,9 @@ def read_recording(path: Path, topic: str | None = None) -> Iterator[tuple[int, 
             try:
                 cloud = cloud_from_message(deserialize(data))
             except InvalidMessage as error:
+                if on_invalid is not None:
+                    on_invalid(timestamp, str(error))
+                    continue
                 where = f"the message on {listed([connection.topic])} at {timestamp} ns"
                 raise InvalidRecording(f"{path}: {where}: {error}") from None
             yield timestamp, cloud

@@ -8,7 +8,6 @@ a class does not gain by being met more often.
 
 from __future__ import annotations
 
-import math
 import threading
 from typing import Any
 
@@ -17,6 +16,9 @@ from numpy.typing import NDArray
 
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.errors import InvalidInput
+
+LARGEST = 1e6
+"""Of alpha and beta: logits stay numbers, and nothing that large means anything else than this does."""
 
 
 class InvalidCache(InvalidInput):
@@ -48,13 +50,15 @@ class TestTimeCache:
         Raises:
             InvalidCache: a setting out of range.
         """
-        if per_class < 1 or not all(math.isfinite(value) and value >= 0 for value in (alpha, beta)):
-            raise InvalidCache(
-                "expected per_class of at least 1 and alpha and beta of at least 0, found "
-                f"{per_class}, {alpha} and {beta}"
-            )
-        if not 0 <= least_score <= 1:
-            raise InvalidCache(f"expected a least_score from 0 to 1, found {least_score}")
+        if not isinstance(per_class, (int, np.integer)) or per_class < 1:
+            raise InvalidCache(f"expected per_class as an integer from 1 on, found {per_class!r}")
+        for name, value, most in (
+            ("alpha", alpha, LARGEST),
+            ("beta", beta, LARGEST),
+            ("least_score", least_score, 1),
+        ):
+            if not isinstance(value, (int, float, np.number)) or not 0 <= value <= most:  # NaN is not
+                raise InvalidCache(f"expected {name} from 0 to {most:g}, found {value!r}")
         self.per_class, self.alpha, self.beta, self.least_score = per_class, alpha, beta, least_score
         self._lock = threading.Lock()
         self.reset()

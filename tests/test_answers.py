@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from crossmost.models.student import embed_points
 from crossmost.runtime import Classifier
 from crossmost.runtime.clouds_in import CloudsIn
 from crossmost.runtime.manifest import load_manifest
-from crossmost.runtime.recording import read_recording
+from crossmost.runtime.recording import InvalidRecording, read_recording
 
 
 @pytest.fixture
@@ -72,7 +73,11 @@ class TestPredict:
         with Classifier.load(bundle("fp32")) as classifier:
             expected = classifier([np.load(folder / f"{name}.npy") for name in "abc"])
         for line, prediction in zip(lines, expected, strict=True):
-            assert set(line) == {"file", "path", "label", "score", "top_k", "unknown"}
+            assert set(line) == {
+                "file", "path", "label", "score", "top_k", "similarity", "unknown", "dropped"
+            }  # fmt: skip
+            assert line["similarity"] == pytest.approx(prediction.similarity, abs=1e-4)
+            assert line["dropped"] == 0
             assert line["label"] == prediction.label
             assert line["score"] == pytest.approx(prediction.score, abs=1e-4)
             assert line["top_k"][0] == [line["label"], line["score"]]
@@ -108,8 +113,31 @@ class TestPredict:
         done = crossmost("predict", bundle("fp32"), folder, "--json")
         assert done.exit_code == 0
         assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == ["a", "c"]
-        assert "skipped 1 clouds" in done.stderr
-        assert "b" in done.stderr
+        assert re.search(r"skipped 1 that could not be read:\n  \S*b\.npy: .+$", done.stderr)
+
+    def test_of_many_that_cannot_be_read_the_first_ones_are_named(self, bundle, crossmost, folder):
+        for number in range(13):
+            (folder / f"bad{number:02}.npy").write_bytes(b"nothing")
+        said = crossmost("predict", bundle("fp32"), folder).stderr.splitlines()
+        assert said[0] == "skipped 13 that could not be read:"
+        assert [re.match(r"  \S*(bad\d\d)\.npy: .", line)[1] for line in said[1:11]] == [
+            f"bad{number:02}" for number in range(10)
+        ]
+        assert said[11:] == ["  and 3 more"]
+
+    def test_a_line_is_an_answer_and_a_tab_its_column_whatever_is_in_a_name(self, bundle, crossmost, folder):
+        (folder / "b.npy").rename(folder / "b\tb\nb.npy")
+        lines = crossmost("predict", bundle("fp32"), folder).stdout.splitlines()
+        assert [line.split("\t")[0] for line in lines] == ["a", "b b b", "c"]
+        assert len({len(line.split("\t")) for line in lines}) == 1
+
+    def test_files_that_are_no_clouds_are_counted(self, bundle, crossmost, folder, tmp_path):
+        (folder / "notes.txt").write_text("of the day")
+        for command in (("predict",), ("embed", "--out", tmp_path / "e.npy")):
+            done = crossmost(command[0], bundle("fp32"), folder, *command[1:])
+            assert done.exit_code == 0
+            assert "1 .txt file" in done.stderr
+            assert "left out" in done.stderr
 
     def test_other_classes_of_a_vocabulary(self, bundle, crossmost, folder, tmp_path, tiny_vocabulary):
         tiny_vocabulary.select(("table", "bottle")).save(tmp_path / "two.npz")
@@ -162,7 +190,7 @@ class TestPredict:
 
     def test_the_colours_of_a_recording_can_be_left_out(self, tmp_path, rng, monkeypatch):
         coloured = [(stamp, rng.uniform(size=(40, 6))) for stamp in (1, 2)]
-        monkeypatch.setattr(answers, "read_recording", lambda path, topic: iter(coloured))
+        monkeypatch.setattr(answers, "read_recording", lambda *_: iter(coloured))
         given = [cloud.points for cloud in answers.messages(tmp_path, None, {})]
         bare = [cloud.points for cloud in answers.messages(tmp_path, None, {}, colored=False)]
         assert [points.shape for points in given] == [(40, 6)] * 2
@@ -242,6 +270,17 @@ def write_recording(path, rng):
     return path
 
 
+def test_what_came_before_the_damage_is_answered_first():
+    def damaged():
+        yield from range(20)
+        raise InvalidRecording("cut off")
+
+    found = answers.parts(damaged())
+    assert [next(found), next(found)] == [list(range(16)), list(range(16, 20))]
+    with pytest.raises(InvalidRecording, match="cut off"):
+        next(found)
+
+
 class TestEmbed:
     def test_bundle_run_and_base_give_rows_in_order(
         self, bundle, crossmost, folder, tmp_path, finished_run, tiny_base
@@ -259,13 +298,51 @@ class TestEmbed:
         np.testing.assert_allclose(rows["bundle"], rows["run"], atol=1e-4)
         assert np.abs(rows["run"] - rows["base"]).max() > 1e-4
 
-    def test_no_row_may_be_missing(self, bundle, crossmost, folder, tmp_path):
-        (folder / "b.npy").write_bytes(b"nothing")
-        done = crossmost("embed", bundle("fp32"), folder, "--out", tmp_path / "e.npy")
-        assert done.exit_code == 2
-        assert "b.npy" in done.stderr
-        assert not (tmp_path / "e.npy").exists()
-        assert not (tmp_path / "e.ids.txt").exists()
+    def test_a_cloud_that_cannot_be_read_has_no_row_and_is_named(
+        self, bundle, crossmost, folder, tmp_path, tiny_base
+    ):
+        for model in (bundle("fp32"), tiny_base):
+            crossmost("embed", model, folder, "--out", tmp_path / "all.npy")
+            (folder / "b.npy").rename(tmp_path / "b.npy")
+            (folder / "b.npy").write_bytes(b"nothing")
+            done = crossmost("embed", model, folder, "--out", tmp_path / "e.npy")
+            assert done.exit_code == 0
+            assert re.search(r"skipped 1 that could not be read:\n  \S*b\.npy: .+$", done.stderr)
+            assert (tmp_path / "e.ids.txt").read_text("utf-8") == "a.npy\nc.npy\n"
+            np.testing.assert_allclose(
+                np.load(tmp_path / "e.npy"), np.load(tmp_path / "all.npy")[[0, 2]], atol=1e-5
+            )
+            (tmp_path / "b.npy").replace(folder / "b.npy")
+
+    def test_nothing_is_written_where_no_cloud_can_be_read(self, bundle, crossmost, tmp_path, tiny_base):
+        (tmp_path / "scans").mkdir()
+        (tmp_path / "scans/b.npy").write_bytes(b"nothing")
+        for model in (bundle("fp32"), tiny_base):
+            done = crossmost("embed", model, tmp_path / "scans", "--out", tmp_path / "e.npy")
+            assert done.exit_code == 2
+            assert "found none that can be read" in done.stderr
+            assert "b.npy" in done.stderr
+            assert not list(tmp_path.glob("e.*"))
+
+    def test_the_clouds_of_a_recording(self, bundle, crossmost, folder, tmp_path, rng):
+        recording = write_recording(tmp_path / "drive", rng)
+        done = crossmost("embed", bundle("fp32"), recording, "--out", tmp_path / "e.npy")
+        assert done.exit_code == 0, done.stderr
+        assert (tmp_path / "e.ids.txt").read_text("utf-8") == "1000\n3000\n"
+        assert "2000: it holds no usable point" in done.stderr
+        with Classifier.load(bundle("fp32")) as classifier:
+            expected = classifier.embed(
+                [points for _, points in read_recording(recording) if len(points) > 3]
+            )
+        np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-5)
+        crossmost("embed", bundle("fp32"), folder, recording, "--up-axis", "y", "--out", tmp_path / "e.npy")
+        assert (tmp_path / "e.ids.txt").read_text("utf-8").splitlines()[2:] == [
+            f"{folder}/c.npy", f"{recording}/1000", f"{recording}/3000"
+        ]  # fmt: skip
+        with Classifier.load(bundle("fp32"), up_axis="y") as classifier:
+            of_file = classifier.embed(np.load(folder / "a.npy"))
+            turned = classifier.embed([points for _, points in read_recording(recording) if len(points) > 3])
+        np.testing.assert_allclose(np.load(tmp_path / "e.npy")[[0, 3, 4]], [*of_file, *turned], atol=1e-5)
 
     def test_rows_have_names(self, bundle, crossmost, folder, tmp_path, tiny_base, write_shapes):
         archive = write_shapes(tmp_path / "shapes.npz", 3)

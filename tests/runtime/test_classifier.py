@@ -20,7 +20,8 @@ from crossmost.runtime import BackendUnavailable, Prediction
 from crossmost.runtime import test_time_cache as memory
 from crossmost.runtime.backend import Embedded, EmbeddingFailed
 from crossmost.runtime.class_bank import load_class_bank
-from crossmost.runtime.classifier import CLOUDS_AT_ONCE, Classifier, InvalidCall
+from crossmost.runtime.classifier import CLOUDS_AT_ONCE, Classifier
+from crossmost.runtime.errors import InvalidCall
 from crossmost.runtime.manifest import InvalidBundle
 from crossmost.runtime.preprocess import InvalidCloud
 from crossmost.runtime.selection import InvalidChoice
@@ -105,6 +106,34 @@ def test_as_many_classes_are_listed_as_were_asked_for(shared):
     for wrong in (0, -1, 2.0, True):
         with pytest.raises(InvalidCall, match="top_k"):
             shared(cloud(), top_k=wrong)
+        with pytest.raises(InvalidCall, match="batch as an integer from 1 on"):
+            shared.warmup(wrong)
+    assert len(shared(cloud(), top_k=np.int64(2))[0].top_k) == 2
+
+
+def test_what_is_no_memory_and_no_classes_is_refused_where_it_is_given(exported, own):
+    with pytest.raises(memory.InvalidCache, match="expected a TestTimeCache or None, found True"):
+        load(exported, cache=True)
+    with pytest.raises(memory.InvalidCache, match="found 3"):
+        own.enable_cache(3)
+    for wrong in (None, 3):
+        with pytest.raises(InvalidVocabulary, match="expected class names, a vocabulary, a bank or a path"):
+            own.set_classes(wrong)
+    assert own.cache is None
+    assert own(cloud())[0].label in own.classes
+
+
+def test_a_backend_that_is_closed_meanwhile_is_an_invalid_call(own, monkeypatch):
+    backend = own._backend
+    embed = backend.embed
+
+    def close_first(clouds):
+        own.close()
+        return embed(clouds)
+
+    monkeypatch.setattr(backend, "embed", close_first)
+    with pytest.raises(InvalidCall, match="closed one"):
+        own(cloud())
 
 
 def test_lists_and_batches_of_every_size(shared):

@@ -194,3 +194,29 @@ def test_an_axis_that_is_none_is_refused():
 def test_a_transposed_cloud_is_not_cut_to_its_first_columns(shape):
     with pytest.raises(InvalidCloud, match="transpose it"):
         CloudsIn(encoder(), "z").prepare(np.zeros(shape))
+
+
+@pytest.mark.parametrize("junk", [-1.0, 65535.0, 300.0])
+def test_the_colour_of_what_is_no_point_says_nothing_of_the_others(junk):
+    points = np.concatenate([cloud(), cloud(seed=1)], axis=1)
+    spoilt = np.concatenate([points, [[np.nan, 0, 0, junk, junk, junk]]]).astype(np.float32)
+    expected = CloudsIn(encoder(6), "z").prepare(points)
+    found = CloudsIn(encoder(6), "z").prepare(spoilt)
+    np.testing.assert_array_equal(found.points, expected.points)
+    assert found.dropped == 1
+
+
+def test_what_leaves_the_range_of_float64_is_no_point():
+    points = cloud().astype(np.longdouble)
+    expected = CloudsIn(encoder(), "z").prepare(points)
+    wide = np.concatenate([points, np.full((2, 3), np.longdouble(10) ** 400)])
+    found = CloudsIn(encoder(), "z").prepare(wide)
+    np.testing.assert_array_equal(found.points, expected.points)
+    assert found.dropped == 2
+    with pytest.raises(InvalidCloud, match="all 50 hold NaN or infinity"):
+        CloudsIn(encoder(), "z").prepare(points * np.longdouble(10) ** 400)
+
+
+def test_times_are_no_coordinates():
+    with pytest.raises(InvalidCloud, match="expected real numbers, found dtype timedelta64"):
+        CloudsIn(encoder(), "z").prepare(np.ones((20, 3), "timedelta64[ns]"))

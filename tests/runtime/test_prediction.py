@@ -37,7 +37,9 @@ def test_programs_get_json():
         "label": "mug",
         "score": 0.934,
         "top_k": [["mug", 0.934], ["bowl", 0.04], ["vase", 0.02], ["jar", 0.006]],
+        "similarity": 0.4,
         "unknown": False,
+        "dropped": 0,
     }
 
 

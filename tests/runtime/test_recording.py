@@ -166,6 +166,17 @@ def test_a_message_that_holds_no_cloud_is_named_after_the_good_ones(kind, clouds
         next(recording)
 
 
+@pytest.mark.parametrize("kind", ["bag", "mcap", "db3"])
+def test_a_message_that_holds_no_cloud_is_passed_over_where_somebody_is_told(kind, clouds, tmp_path):
+    store, write = WRITERS[kind]
+    first, *others = as_messages(store, clouds)
+    bad = ("/points", POINT_CLOUD, first[2] + 1, as_message(store, clouds[0], width=6))
+    path, told = write(tmp_path / "recording", [first, bad, *others]), {}
+    assert_recorded(list(read_recording(path, None, told.__setitem__)), clouds)
+    assert list(told) == [first[2] + 1]
+    assert "expected a row_step" in told[first[2] + 1]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [

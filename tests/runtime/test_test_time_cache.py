@@ -129,7 +129,17 @@ def test_a_fresh_one_is_empty_with_the_same_settings():
 
 @pytest.mark.parametrize(
     "settings_",
-    [{"per_class": 0}, {"alpha": -1}, {"beta": float("nan")}, {"least_score": 1.5}, {"alpha": float("inf")}],
+    [
+        {"per_class": 0},
+        {"alpha": -1},
+        {"beta": float("nan")},
+        {"least_score": 1.5},
+        {"alpha": float("inf")},
+        {"per_class": "8"},
+        {"per_class": 2.5},
+        {"alpha": "x"},
+        {"alpha": 1e308},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings_):
     with pytest.raises(memory.InvalidCache, match="expected"):

@@ -13,8 +13,10 @@ from tables import write_between
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
-RESULTS, LONGER = HERE / "results" / "full_card", HERE / "results" / "longer_bases"
-MARKS = {RESULTS: "full-card", LONGER: "longer-bases"}
+RESULTS = HERE / "results" / "full_card"
+MARKS = {RESULTS: "full-card"} | {
+    HERE / "results" / f"bases_of_{epochs}": f"bases-of-{epochs}" for epochs in (32, 64)
+}
 """Where the README has the table of a folder."""
 CEILING, FASTER = "fine-tuned", "joint-base-rate"
 TITLES = {

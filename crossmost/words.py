@@ -39,6 +39,11 @@ class Words:
         if self.classes is None and captions is None:
             raise InputError("expected the class names: give --classes or --vocabulary")
         names = read_class_names(self.classes) if self.classes else captions or ()
+        if not (self.clip or text_tag):
+            raise InputError(
+                "expected a text tower for the class names: give --clip and --clip-weights, or --vocabulary with a "
+                "classes.npz that has their embeddings"
+            )
         clip, clip_weights = self.tower(text_tag)
         try:
             return embed_classes(

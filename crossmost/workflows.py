@@ -38,7 +38,7 @@ from crossmost.data.dataset import CloudDataset
 from crossmost.data.reading import Reading
 from crossmost.errors import InputError
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run
-from crossmost.evaluation.run_report import headline_branch, write_run_report
+from crossmost.evaluation.run_report import CHECKPOINT, headline_branch, run_rows, write_run_report
 from crossmost.models.student import DualEncoder, embed_points
 from crossmost.own_clouds import (
     check_before_training,
@@ -87,6 +87,11 @@ def start_training(
         "tensorboard": tensorboard,
     }
     with run_progress(clouds, config, out, 0, tensorboard) as progress:
+        if not vocabulary.tag:
+            progress.warn(
+                f"the class names' embeddings say of no text model that they are of it: this base needs those of "
+                f"{architecture.text or 'the one it was aligned with'}"
+            )
         runs.train(
             clouds, base, vocabulary, config, out,
             on_batch=progress.batch, on_epoch=progress.epoch, on_warning=progress.warn, notes={REPORTED: report},
@@ -152,6 +157,7 @@ def _finish(run: Run, config: TrainConfig, clouds: CloudDataset, shown: CloudDat
     write_json_atomic(run.folder / EVALUATION, evaluation.to_dict())
     report = write_run_report(run, evaluation, shown, clouds)
     typer.echo("\n".join(summary_lines(evaluation, headline_branch(run))), err=True)
+    typer.echo(f"kept: the {dict(run_rows(run))[CHECKPOINT]}", err=True)
     say_skipped({**clouds.bad, **shown.bad})
     typer.echo(str(report))
     return evaluation

@@ -16,6 +16,18 @@ FOREIGN = UNKNOWN
 FEWEST_LABELS = 8
 
 
+def check_rate(rate: float) -> None:
+    """Refuse what is no share of clouds.
+
+    Raises:
+        InputError: less than 0, or 1 and more.
+    """
+    if not 0 <= rate < 1:
+        raise InputError(
+            f"expected --unknown-rate of at least 0 and less than 1, such as 0.05, found {rate:g}"
+        )
+
+
 def threshold_without_labels(bank: ClassBank, embedding: NDArray[np.float32], rate: float) -> ClassBank:
     """Call the share of clouds like these unknown that are least similar to any class.
 
@@ -30,8 +42,7 @@ def threshold_without_labels(bank: ClassBank, embedding: NDArray[np.float32], ra
     Raises:
         InputError: no such share.
     """
-    if not 0 <= rate < 1:
-        raise InputError(f"expected --unknown-rate of at least 0 and less than 1, found {rate}")
+    check_rate(rate)
     best = bank.similarity(embedding)
     rule = f"the {rate:g} quantile of the similarities of {len(best)} unlabelled clouds"
     return replace(bank, unknown_similarity=float(np.quantile(best, rate)), unknown_rule=rule)

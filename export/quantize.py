@@ -43,11 +43,12 @@ from crossmost.models.point_cards import PointCard
 from crossmost.models.point_encoder import PointEncoder
 from crossmost.models.student import Projection
 from crossmost.runtime.class_bank import ClassBank
+from crossmost.runtime.manifest import INT8
 from crossmost.runtime.orientation import turn
 from crossmost.runtime.preprocess import prepare
 from crossmost.runtime.sampling import group
 
-INT8, INT8_WEIGHTS = "encoder.int8.onnx", "int8_weights.bin"
+INT8_WEIGHTS = "int8_weights.bin"
 CALIBRATION_CLOUDS = 32
 """The most that ranges are taken from."""
 EXACT = ("first_conv.0.weight", "sa.of_point.weight")

@@ -10,7 +10,7 @@ from crossmost import __version__
 from crossmost.data.dataset import CloudDataset
 from crossmost.errors import InputError, WorkFailed
 from crossmost.export.bundle import write_bundle
-from crossmost.export.calibration import threshold_from_labels, threshold_without_labels
+from crossmost.export.calibration import check_rate, threshold_from_labels, threshold_without_labels
 from crossmost.export.clouds import dataset_clouds, others, sample_clouds, simulated_clouds, spread
 from crossmost.export.engine_source import read_source
 from crossmost.export.graph import EncoderGraph
@@ -104,6 +104,9 @@ def export(
         InputError: clouds, text tower or output folder that cannot be used.
         WorkFailed: a gate of the verification failed, or the bundle cannot be written; nothing is left behind.
     """
+    check_rate(options.unknown_rate)
+    if labelled is not None and labelled.labels is None:
+        raise InputError(f"{labelled.name}: expected class folders or labels for the threshold, found none")
     affordable = min(MOST_VERIFIED, max(1, VERIFIED_PATCHES // source.architecture.point.groups))
     most = options.clouds or affordable
     known = verification_clouds(source, own, max(most, CALIBRATION_CLOUDS))
@@ -203,8 +206,7 @@ def with_threshold(
     """The class bank with its threshold of `unknown`; without clouds of the user's, or labels, there is none."""
     if labelled is not None:
         marked = dataset_clouds(labelled, source.vocabulary.names, len(labelled))
-        if marked.labels is None:
-            raise InputError(f"{marked.name}: expected class folders or labels for the threshold, found none")
+        assert marked.labels is not None  # `export` looked
         return threshold_from_labels(source.bank, source.embed(marked.points), marked.labels)
     if clouds is None:
         return source.bank

@@ -84,7 +84,7 @@ def _encoder_lines(manifest: Manifest) -> list[str]:
     return [
         f"encoder      {card.name}: {sizes}",
         f"clouds       up axis {card.up_axis}, scaled to the {card.scale}{color}",
-        f"precision    {manifest.precision} (opset {manifest.opset}, ir_version {manifest.ir_version})",
+        f"precision    {manifest.precisions} (opset {manifest.opset}, ir_version {manifest.ir_version})",
     ]
 
 

@@ -242,7 +242,7 @@ def _files(bundle: Path, manifest: Manifest) -> Finding:
         return Finding("bundle", "bad", str(error))
     engines = len(manifest.engines)
     return Finding(
-        "bundle", "ok", f"{bundle}: {manifest.encoder.name}, {manifest.precision}, {engines} engines, intact"
+        "bundle", "ok", f"{bundle}: {manifest.encoder.name}, {manifest.precisions}, {engines} engines, intact"
     )
 
 

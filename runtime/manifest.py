@@ -19,6 +19,7 @@ from crossmost.runtime.orientation import FRAMES
 from crossmost.runtime.sampling import RADII
 
 __all__ = [
+    "INT8",
     "MANIFEST",
     "SCHEMA_VERSION",
     "Encoder",
@@ -33,6 +34,10 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+INT8 = "encoder.int8.onnx"
+"""The encoder that CPUs take, where a bundle has it."""
+RUN = ("config.yaml", "provenance.json")
+"""Files of a run's folder, which is no bundle yet."""
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 # Each part starts with a letter, digit or underscore: no `..`, no hidden file and no root, and there is no
@@ -115,6 +120,11 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def precisions(self) -> str:
+        """The precision in words, with that of the encoder for CPUs where there is another."""
+        return f"{self.precision}, on a CPU int8" if INT8 in self.files else self.precision
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
         return {**asdict(self), "engines": list(self.engines), "notes": list(self.notes)}
@@ -162,6 +172,8 @@ def load_manifest(bundle: Path) -> Manifest:
         what = (
             f"no {MANIFEST} in it" if bundle.is_dir() else "a file" if bundle.exists() else "no such folder"
         )
+        if all((bundle / name).is_file() for name in RUN):
+            what = f"a run: make one with `crossmost export {bundle} --out {bundle.name}.bundle`"
         raise InvalidBundle(f"{bundle}: expected a bundle made by `crossmost export`, found {what}")
     found = read_json(locate(bundle, MANIFEST))
     try:

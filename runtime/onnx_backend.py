@@ -18,14 +18,14 @@ from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_driver import probe_cuda
 from crossmost.runtime.cuda_exclusion import EXCLUSIVE
 from crossmost.runtime.encoder_engine import EngineFailed
-from crossmost.runtime.manifest import Manifest, locate
+from crossmost.runtime.manifest import INT8, Manifest, locate
 from crossmost.runtime.onnx_passes import HostPasses
 from crossmost.runtime.onnx_session import create_session
 
 if TYPE_CHECKING:
     from crossmost.runtime.gpu_pipeline import GpuPipeline
 
-GRAPH, INT8 = "encoder.onnx", "encoder.int8.onnx"
+GRAPH = "encoder.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 POINTS_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 18}
 """Points of all patches of a pass, which bounds its memory."""

@@ -147,7 +147,12 @@ def parse_vocabulary(arrays: Mapping[str, NDArray[Any]], path: Path) -> Vocabula
     """
     if any(key not in arrays for key in REQUIRED):
         found = ", ".join(arrays) or "nothing"
-        raise InvalidVocabulary(f"{path}: expected {', '.join(REQUIRED)} in it, found {found}")
+        scale = (
+            ""
+            if "logit_scale" in arrays
+            else ": logit_scale is what cosines are multiplied by, CLIP's is 100"
+        )
+        raise InvalidVocabulary(f"{path}: expected {', '.join(REQUIRED)} in it, found {found}{scale}")
     try:
         return Vocabulary.create(
             texts(arrays["names"], "names"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,16 +45,24 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def refused(*arguments: object, code: int = 2) -> str:
-    """The one line a command ends in."""
+FEW = "warning: 24 clouds are few: "
+"""How the line begins that every run of the tests' shapes is told once it has begun."""
+
+
+def refused(*arguments: object, code: int = 2, begun: bool = False) -> str:
+    """The one line a command ends in; once a run has `begun`, behind that of its few clouds."""
     result = invoke(*arguments)
+    said = result.stderr
+    if begun:
+        warning, _, said = said.partition("\n")
+        assert warning.startswith(FEW)
     assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
     assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.endswith("\n")
-    assert "Traceback" not in result.stderr
-    return result.stderr
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert said.endswith("\n")
+    assert "Traceback" not in said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +274,8 @@ class TestUpAxis:
         monkeypatch.setattr("crossmost.adaptation.run.scores_by_up_axis", lambda *_: scores)
         result = invoke(*train())
         assert result.exit_code == 0, result.stderr
-        (line,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+        few, line = (line for line in result.stderr.splitlines() if line.startswith("warning: "))
+        assert few.startswith(FEW)
         assert "--up-axis -y" in line
         assert "warning" not in result.stdout
         assert (tmp_path / "run" / "student.safetensors").is_file()
@@ -520,7 +530,7 @@ class TestOptions:
         self, train: Arguments, tmp_path: Path, full_disk: Callable[[int], Any]
     ) -> None:
         with full_disk(20_000):
-            line = refused(*train(), code=1)
+            line = refused(*train(), code=1, begun=True)
         assert "File too large" in line
 
     def test_a_gpu_without_enough_memory(
@@ -530,7 +540,7 @@ class TestOptions:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
         monkeypatch.setattr("crossmost.adaptation.trainer.Trainer.fit", run_out)
-        assert "lower batch_size" in refused(*train(), code=1)
+        assert "lower batch_size" in refused(*train(), code=1, begun=True)
 
     def test_debug_shows_the_traceback(self, tmp_path: Path) -> None:
         result = invoke("--debug", "inspect", tmp_path / "nowhere")
@@ -614,10 +624,27 @@ class TestFlow:
 
     def test_an_epoch_is_one_line_where_there_is_no_terminal(self, split_run: tuple[Result, Path]) -> None:
         lines = split_run[0].stderr.splitlines()
+        while lines[0].startswith("warning: "):
+            lines.pop(0)
         assert [line.split("  ")[0] for line in lines[:3]] == ["at first", "epoch 1", "epoch 2"]
         assert all("kept" in line and "agree" in line for line in lines[:3])
         assert lines[3] == "comparing zero-shot and adapted on 8 clouds"
         assert lines[4].startswith("top-1 on 8 clouds")
+
+    def test_what_was_kept_and_that_clouds_are_few_is_said(self, split_run: tuple[Result, Path]) -> None:
+        result, run = split_run
+        assert "warning: 16 clouds are few: below 64 the up axis is not checked" in result.stderr
+        last = json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+        kept = f"kept: the teacher of epoch {last['chosen_epoch'] + 1} of 2, chosen without labels"
+        assert kept in result.stderr.splitlines()
+
+    def test_embeddings_of_no_named_text_model_are_told(self, train: Arguments, tmp_path: Path) -> None:
+        names = ["bottle", "chair", "monitor", "table"]
+        vocabulary = write_vocabulary(tmp_path / "mine.npz", names)
+        told = "warning: the class names' embeddings say of no text model that they are of it: this base needs those"
+        assert told in invoke(*train(vocabulary=vocabulary)).stderr
+        tagged = write_vocabulary(tmp_path / "tagged.npz", names, tag=np.array("random"))
+        assert told not in invoke(*train(vocabulary=tagged, out=tmp_path / "other")).stderr
 
     def test_tensorboard_gets_the_figures(self, split_run: tuple[Result, Path]) -> None:
         pytest.importorskip("tensorboard")
@@ -722,7 +749,7 @@ class TestInspectAndRender:
         assert result.exit_code == 0, result.stderr
         first, picture, cloud = result.stderr.splitlines()
         assert first == "skipped 2 that could not be read:"
-        assert re.fullmatch(r"  views/00/0\.png: \S.+", picture)
+        assert re.fullmatch(r"  \S*views/00/0\.png: \S.+", picture)
         assert re.fullmatch(r"  \S*broken\.ply: \S.+", cloud)
 
     def test_render_draws_as_many_points_as_are_asked_for(self, tmp_path: Path) -> None:

@@ -141,14 +141,14 @@ def test_a_readme_without_a_place_for_the_table_stays(tmp_path: Path, monkeypatc
     full_card_table.README.write_text("nothing")
     full_card_table.write_table(full_card_table.RESULTS)
     assert full_card_table.README.read_text() == "nothing"
-    places = "<!-- full-card -->\n<!-- /full-card -->\n<!-- longer-bases -->\n<!-- /longer-bases -->\n"
+    places = "<!-- full-card -->\n<!-- /full-card -->\n<!-- bases-of-32 -->\n<!-- /bases-of-32 -->\n"
     full_card_table.README.write_text(places)
     full_card_table.write_table(tmp_path)
     assert full_card_table.README.read_text() == places
-    monkeypatch.setattr(full_card_table, "MARKS", {tmp_path: "longer-bases"})
+    monkeypatch.setattr(full_card_table, "MARKS", {tmp_path: "bases-of-32"})
     write(tmp_path, "joint", 0, 0.5, 0.6)
     full_card_table.write_table(tmp_path)
-    first, second = full_card_table.README.read_text().split("<!-- longer-bases -->")
+    first, second = full_card_table.README.read_text().split("<!-- bases-of-32 -->")
     assert "p1-low" in second
     assert "p1-low" not in first
 

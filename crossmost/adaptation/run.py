@@ -16,7 +16,7 @@ import numpy as np
 from crossmost import __version__
 from crossmost.adaptation.devices import idle_gpu
 from crossmost.adaptation.trainer import Record, Trainer
-from crossmost.adaptation.up_axis import axis_warning, scores_by_up_axis
+from crossmost.adaptation.up_axis import ENOUGH, axis_warning, scores_by_up_axis
 from crossmost.checkpoints.atomic import json_line, save_arrays, write_json_atomic, write_text_atomic
 from crossmost.checkpoints.base import Architecture, load_base, read_architecture
 from crossmost.checkpoints.destination import check_utf8
@@ -95,6 +95,8 @@ def train(
     unlabelled = checked(clouds)
     trainer = Trainer(student, unlabelled, config)
     if warning := idle_gpu(config.device):
+        on_warning(warning)
+    if warning := few_clouds(len(unlabelled), config):
         on_warning(warning)
     scores = scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device)
     if warning := axis_warning(scores, clouds.preparation.up_axis):
@@ -184,6 +186,17 @@ def checked(clouds: CloudDataset) -> CloudDataset:
     """
     clouds.probe()
     return clouds.unlabelled()
+
+
+def few_clouds(count: int, config: TrainConfig) -> str | None:
+    """What to tell the user of so few clouds that what a run finds out without labels is not to be had from them."""
+    if count >= ENOUGH:
+        return None
+    steps = max(1, count // config.batch_size // config.accumulate) * config.epochs
+    return (
+        f"{count} clouds are few: below {ENOUGH} the up axis is not checked and the center not chosen; "
+        f"optimiser steps of this run: {steps} (batch_size={config.batch_size}, epochs={config.epochs})"
+    )
 
 
 def fingerprint(clouds: CloudDataset) -> str:

@@ -17,6 +17,8 @@ from crossmost.evaluation.evaluate import Evaluation, pseudo_label_accuracy
 from crossmost.evaluation.report import MOST_EXAMPLES, Example, ReportData, write_report
 
 EXAMPLE_SIZE = 112
+CHECKPOINT = "Checkpoint"
+"""The row that says which epoch's network was kept."""
 CENTERS = {
     "none": "none is subtracted",
     "mean": "the mean of the clouds",
@@ -96,7 +98,7 @@ def run_rows(run: Run) -> list[tuple[str, str]]:
         ("Encoder", encoder_row(run.architecture)),
         ("Recipe, mode, seed", f"{run.config.recipe}, {run.config.mode}, {run.config.seed}"),
         (
-            "Checkpoint",
+            CHECKPOINT,
             f"{run.config.exported} of epoch {chosen} of {run.config.epochs}, chosen without labels",
         ),
     ]

@@ -415,6 +415,21 @@ class TestRefusals:
             run.train(shapes, tiny_config())
         assert run.outcome() == before
 
+    def test_so_few_clouds_that_nothing_can_be_found_out_are_told(
+        self, folder: MakeFolder, shapes: CloudDataset, tiny_config: MakeConfig
+    ) -> None:
+        run, said = folder("run"), []
+        config = tiny_config(epochs=0)
+        runs.train(shapes, run.base, run.vocabulary, config, run.path, on_warning=said.append)
+        assert said == [
+            "24 clouds are few: below 64 the up axis is not checked and the center not chosen; optimiser steps of this "
+            f"run: 0 (batch_size={config.batch_size}, epochs=0)"
+        ]
+        assert runs.few_clouds(64, config) is None
+        assert "run: 6 (batch_size=16, epochs=2)" in str(
+            runs.few_clouds(50, make_config({"batch_size": 16, "epochs": 2}))
+        )
+
     def test_a_folder_without_a_run(self, folder: MakeFolder, shapes: CloudDataset) -> None:
         with pytest.raises(InputError, match="no run to resume"):
             folder("nothing").resume(shapes)

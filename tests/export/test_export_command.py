@@ -86,6 +86,22 @@ def test_wrong_use_is_one_line_and_leaves_nothing(tmp_path, crossmost, finished_
     assert not (tmp_path / "b").exists()
 
 
+def test_what_the_threshold_cannot_be_found_with_is_refused_before_any_work(
+    tmp_path, crossmost, finished_run, rng
+):
+    (tmp_path / "scans").mkdir()
+    np.save(tmp_path / "scans/a.npy", rng.standard_normal((80, 3)))
+    for options, message in (
+        (["--unknown-rate", "5"], "of at least 0 and less than 1, such as 0.05, found 5"),
+        (["--unknown-rate", "nan"], "found nan"),
+        (["--unknown-labels", tmp_path / "scans"], "expected class folders or labels for the threshold"),
+    ):
+        done = crossmost("export", finished_run, "--out", tmp_path / "b", *options)
+        assert done.exit_code == 2
+        (line,) = done.stderr.splitlines()
+        assert message in line
+
+
 def test_up_axis_and_columns_reach_the_clouds(tmp_path, crossmost, finished_run, rng):
     folder = tmp_path / "scans"
     folder.mkdir()

@@ -14,7 +14,6 @@ from crossmost.export.graph_files import ENCODER, METADATA, write_graphs
 from crossmost.export.parity import TOP1
 from crossmost.export.quantize import (
     GATES,
-    INT8,
     INT8_WEIGHTS,
     feed,
     int8_checks,
@@ -23,7 +22,7 @@ from crossmost.export.quantize import (
 from crossmost.export.verification_clouds import VerificationClouds
 from crossmost.models.student import Projection
 from crossmost.runtime.class_bank import ClassBank
-from crossmost.runtime.manifest import Encoder
+from crossmost.runtime.manifest import INT8, Encoder
 from crossmost.runtime.onnx_session import create_session
 from crossmost.runtime.preprocess import prepare
 from crossmost.runtime.sampling import group

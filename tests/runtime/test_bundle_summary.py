@@ -11,7 +11,7 @@ import pytest
 
 from crossmost.runtime.bundle_summary import describe, summarize
 from crossmost.runtime.class_bank import ClassBank
-from crossmost.runtime.manifest import Encoder, InvalidBundle, Manifest, hash_file
+from crossmost.runtime.manifest import Encoder, FileFacts, InvalidBundle, Manifest, hash_file
 from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary
 
 NAMES = tuple(f"class{index}" for index in range(8))
@@ -70,6 +70,12 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 def line_of(lines: list[str], title: str) -> str:
     (line,) = (line for line in lines if line.startswith(title))
     return line
+
+
+def test_the_encoder_for_cpus_has_its_precision_too(make: Callable[..., Path]) -> None:
+    files = {"encoder.int8.onnx": FileFacts("0" * 64, 1)}
+    (line,) = (line for line in summarize(make(files=files), check=False) if line.startswith("precision"))
+    assert "fp16, on a CPU int8 (opset 18" in line
 
 
 def test_one_screen_says_what_a_bundle_is(make: Callable[..., Path]) -> None:

@@ -277,6 +277,15 @@ def test_no_bundle_says_what_one_is(tmp_path: Path) -> None:
         assert f"found {found}" in line
 
 
+def test_a_run_says_how_it_becomes_a_bundle(tmp_path: Path) -> None:
+    run = tmp_path / "scans"
+    run.mkdir()
+    for name in ("config.yaml", "provenance.json"):
+        (run / name).touch()
+    made = f"found a run: make one with `crossmost export {run} --out scans.bundle`"
+    assert refusal(load_manifest, run).endswith(made)
+
+
 @pytest.mark.parametrize(
     ("content", "what"),
     [

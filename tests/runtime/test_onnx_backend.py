@@ -17,7 +17,7 @@ from crossmost.runtime import cuda_device, gpu_sampling, onnx_backend
 from crossmost.runtime.backend import BackendUnavailable
 from crossmost.runtime.cuda_driver import CudaDriver, Gpu
 from crossmost.runtime.encoder_engine import EngineFailed
-from crossmost.runtime.manifest import load_manifest
+from crossmost.runtime.manifest import INT8, load_manifest
 from crossmost.runtime.onnx_backend import OnnxBackend
 from crossmost.runtime.preprocess import prepare
 from crossmost.runtime.sampling import group
@@ -88,8 +88,8 @@ def test_the_graph_that_is_asked_for_goes_before_the_one_for_cpus(altered, cloud
     """A reference is the exported encoder, not its 8-bit integers, where the bundle has both."""
     bundle = altered()
     manifest = load_manifest(bundle)
-    (bundle / onnx_backend.INT8).write_bytes(b"no graph")
-    manifest = replace(manifest, files={**manifest.files, onnx_backend.INT8: manifest.files["encoder.onnx"]})
+    (bundle / INT8).write_bytes(b"no graph")
+    manifest = replace(manifest, files={**manifest.files, INT8: manifest.files["encoder.onnx"]})
     exact = OnnxBackend(bundle, manifest, threads=1, graph=onnx_backend.GRAPH)
     assert exact.info()["graph"] == "encoder.onnx"
     assert exact.embed(clouds).embedding.shape == (20, 16)

@@ -198,7 +198,7 @@ def test_a_damaged_file_is_refused(vocabulary, tmp_path):
     [
         (
             {"names": ["mug", "bowl"], "embeddings": EYE},
-            "expected names, embeddings, logit_scale in it, found names, emb",
+            "in it, found names, embeddings: logit_scale is what cosines are multiplied by, CLIP's is 100",
         ),
         ({"names": [1, 2], "embeddings": EYE, "logit_scale": 1.0}, "names as a row of text, found int64"),
         ({"names": [["mug"]], "embeddings": EYE, "logit_scale": 1.0}, r"of shape \(1, 1\)"),

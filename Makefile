@@ -46,10 +46,10 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 ACCURACY := adaptation diagnosis baselines few_classes robustness open_set
 SPEED := throughput latency
 OTHERS := export_parity export_cards public_encoders
-# $(call LONGER,EPOCHS): bases that were trained for longer.
-LONGER = full_card.py --data "$(DATA)" --work "$(WORK)/bases-of-$(1)" --results benchmarks/results/bases_of_$(1) \
-	--card point-tiny --device cpu --epochs $(1) --learning-rate 1e-3 --pairs p1-low p1-moderate --rows joint fine-tuned
-LONGER_EPOCHS := 32 64
+# Bases that were trained for longer: for $$epochs.
+LONGER := full_card.py --data "$(DATA)" --work "$(WORK)/bases-of-$$epochs" --results benchmarks/results/bases_of_$$epochs \
+	--card point-tiny --device cpu --epochs $$epochs --learning-rate 1e-3 --pairs p1-low p1-moderate \
+	--rows joint fine-tuned
 
 benchmark-data:
 	@test -d "$(DATA)" || { echo "expected DATA=FOLDER, the point cloud archives of benchmarks/README.md: found '$(DATA)'" >&2; exit 2; }
@@ -59,7 +59,7 @@ benchmarks: benchmark-data $(VENV)/.dev
 	$(BIN)/python benchmarks/adaptation.py --data "$(DATA)" --work "$(WORK)" --jobs 2
 	set -e; for script in $(filter-out adaptation,$(ACCURACY)) $(SPEED) $(OTHERS); do \
 		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)"; done
-	$(foreach epochs,$(LONGER_EPOCHS),$(BIN)/python benchmarks/$(call LONGER,$(epochs)) --jobs 2 &&) true
+	set -e; for epochs in 32 64; do $(BIN)/python benchmarks/$(LONGER) --jobs 2; done
 	$(BIN)/python benchmarks/runtime.py --data "$(DATA)" --work "$(WORK)" --soak 100000 --install
 	$(BIN)/python benchmarks/demo.py --work "$(WORK)"
 	$(BIN)/python benchmarks/zoo_table.py
@@ -78,7 +78,7 @@ benchmarks-quick: benchmark-data $(VENV)/.dev
 	rm -rf "$(WORK)/demo-quick" && $(BIN)/crossmost demo --out "$(WORK)/demo-quick"
 	set -e; for script in $(ACCURACY) $(SPEED); do \
 		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)" --tables-only; done
-	$(foreach epochs,$(LONGER_EPOCHS),$(BIN)/python benchmarks/$(call LONGER,$(epochs)) --tables-only &&) true
+	set -e; for epochs in 32 64; do $(BIN)/python benchmarks/$(LONGER) --tables-only; done
 	$(BIN)/python benchmarks/zoo_table.py
 
 clean:

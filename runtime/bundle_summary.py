@@ -30,14 +30,14 @@ def summarize(bundle: Path, *, check: bool = True) -> list[str]:
     lines = [
         f"bundle       {bundle} (schema {manifest.schema}, made by crossmost {manifest.crossmost})",
         *_encoder_lines(manifest),
-        *_class_lines(bank),
+        *class_lines(bank),
         *_file_lines(manifest, check),
         f"engines      {', '.join(manifest.engines) or 'none'}",
         *(f"note         {note}" for note in manifest.notes),
         *_parity_lines(manifest.parity),
         f"provenance   {_pairs(manifest.provenance) or 'unknown'}",
     ]
-    return [_printable(line) for line in lines]
+    return [one_line(line) for line in lines]
 
 
 def describe(bundle: Path, *, check: bool = True) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def _encoder_lines(manifest: Manifest) -> list[str]:
     ]
 
 
-def _class_lines(bank: ClassBank) -> list[str]:
+def class_lines(bank: ClassBank) -> list[str]:
+    """Classes, their text model, and what calibration found, as lines for the screen."""
     vocabulary = bank.vocabulary
     first, more = ", ".join(vocabulary.names[:FIRST_CLASSES]), len(bank) - FIRST_CLASSES
     text = f"{vocabulary.tag or 'unknown'}, {len(vocabulary.prompts)} prompts"
@@ -170,7 +171,7 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
-def _printable(line: str) -> str:
+def one_line(line: str) -> str:
     """One line of the screen: a bundle's text can hold what a terminal would obey."""
     safe = "".join(letter if letter.isprintable() else "?" for letter in line)
     return safe if len(safe) <= WIDEST else safe[: WIDEST - 3] + "..."

@@ -13,6 +13,8 @@ from crossmost.runtime.errors import InvalidInput
 from crossmost.runtime.ros import InvalidMessage, cloud_from_message, listed
 
 POINT_CLOUD = "sensor_msgs/msg/PointCloud2"
+ROSBAG2 = b"rosbag2_bagfile_information"
+"""What the `metadata.yaml` of a recording begins with."""
 SUFFIXES = (".mcap", ".db3", ".bag")
 
 MOST_OF_REASON = 300
@@ -24,8 +26,9 @@ class InvalidRecording(InvalidInput):
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a path looks like a recording: its suffix, or a rosbag2 folder's `metadata.yaml`."""
-    return path.suffix.lower() in SUFFIXES or (path / "metadata.yaml").is_file()
+    """Whether a path looks like a recording: by its suffix, or by what a folder's `metadata.yaml` is of."""
+    described = path / "metadata.yaml"
+    return path.suffix.lower() in SUFFIXES or (described.is_file() and ROSBAG2 in described.read_bytes())
 
 
 def read_recording(

@@ -727,6 +727,30 @@ class TestInspectAndRender:
         assert "clouds       24" in lines
         assert any(line.startswith("warning") and "1024" in line for line in lines)
 
+    def test_inspect_a_base_and_a_vocabulary(
+        self, tmp_path: Path, tiny_base: Path, points_base: Path, vocabulary_file: Path
+    ) -> None:
+        _, architecture = load_base(tiny_base)
+        said = invoke("inspect", tiny_base).stdout
+        card = architecture.point
+        assert (
+            f"{card.name}: N {card.points}, G {card.groups}, K {card.neighbors}, xyz, D 16, up axis z" in said
+        )
+        assert f"text model   {architecture.text}" in said
+        found = json.loads(invoke("inspect", tiny_base, "--json").stdout)
+        assert (found["dim"], found["encoder"]["points"]) == (16, card.points)
+        assert "image tower  none: it trains point-only" in invoke("inspect", points_base).stdout
+        said = invoke("inspect", vocabulary_file).stdout
+        assert "D 16" in said
+        assert re.search(r"^classes +4: bottle, chair, monitor, table$", said, re.MULTILINE)
+        found = json.loads(invoke("inspect", vocabulary_file, "--json").stdout)
+        assert found["names"] == ["bottle", "chair", "monitor", "table"]
+        (tmp_path / "base.safetensors").write_bytes(b"nothing")
+        assert "truncated or damaged" in refused("inspect", tmp_path / "base.safetensors")
+        assert "'mug' more than once" in refused(
+            "inspect", write_vocabulary(tmp_path / "v.npz", ["mug", "mug"])
+        )
+
     def test_inspect_nothing(self, tmp_path: Path) -> None:
         assert "nowhere" in refused("inspect", tmp_path / "nowhere")
         assert "found none" in refused("inspect", tmp_path)

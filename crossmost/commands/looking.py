@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +17,9 @@ from crossmost.errors import InputError
 
 @command(epilog="Example: `crossmost inspect scans/ --up-axis y`")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A cloud, a mesh, a dataset, a run or a bundle.")],
+    path: Annotated[
+        Path, typer.Argument(help="A cloud, a mesh, a dataset, a run, a bundle, a base or a classes.npz.")
+    ],
     split: Split = None,
     up_axis: UpAxis = "z",
     columns: Columns = None,
@@ -25,16 +28,28 @@ def inspect(
     ] = 1024,
     as_json: Json = False,
 ) -> None:
-    """Say what a bundle or a run is, or what is in a cloud or dataset and what about it would make accuracy bad."""
+    """Say what a bundle, run, base or vocabulary is, or what in a cloud or dataset would make accuracy bad."""
+    facts: tuple[Callable[[Path], Mapping[str, Any]], Callable[[Path], Sequence[str]]] | None = None
     if (path / "manifest.json").is_file():
-        from crossmost.runtime.bundle_summary import describe, summarize
+        from crossmost.runtime import bundle_summary
 
+        facts = bundle_summary.describe, bundle_summary.summarize
+    elif is_run(path):
+        from crossmost import run_summary
+
+        facts = run_summary.describe_run, run_summary.summarize_run
+    elif path.suffix == ".safetensors" and path.is_file():
+        from crossmost import base_summary
+
+        facts = base_summary.describe_base, base_summary.summarize_base
+    elif path.suffix == ".npz":
+        from crossmost.runtime import vocabulary_summary
+
+        if vocabulary_summary.is_vocabulary(path):
+            facts = vocabulary_summary.describe_vocabulary, vocabulary_summary.summarize_vocabulary
+    if facts:
+        describe, summarize = facts
         typer.echo(json.dumps(describe(path)) if as_json else "\n".join(summarize(path)))
-        return
-    if is_run(path):
-        from crossmost.run_summary import describe_run, summarize_run
-
-        typer.echo(json.dumps(describe_run(path)) if as_json else "\n".join(summarize_run(path)))
         return
     from crossmost.data.inspection import inspect_path
 

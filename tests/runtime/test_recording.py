@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossmost.runtime.recording import POINT_CLOUD, InvalidRecording, read_recording
+from crossmost.runtime.recording import POINT_CLOUD, InvalidRecording, is_recording, read_recording
 
 pytest.importorskip("rosbags")
 
@@ -211,6 +211,15 @@ def test_sqlite_is_given_no_path_that_it_would_take_for_another(name, clouds, tm
             next(read_recording(path))
     folder = write_ros2(tmp_path / "recording", as_messages(ROS2, clouds)).rename(tmp_path / f"{name} mcap")
     assert_recorded(list(read_recording(folder)), clouds)
+
+
+def test_a_folder_is_a_recording_by_what_its_metadata_is_of(clouds, tmp_path):
+    path = write_ros2(tmp_path / "recording", as_messages(ROS2, clouds))
+    assert is_recording(path)
+    assert is_recording(only_file(path))
+    (tmp_path / "metadata.yaml").write_text("license: CC0")
+    assert not is_recording(tmp_path)
+    assert not is_recording(tmp_path / "nowhere")
 
 
 def test_a_folder_without_metadata_or_without_its_file_is_refused(clouds, tmp_path):

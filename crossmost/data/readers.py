@@ -19,6 +19,7 @@ from crossmost.data.columns import Cloud, check_columns, cloud_from_array, cloud
 from crossmost.data.meshes import read_mesh
 from crossmost.data.pcd import read_fields
 from crossmost.data.ply import read_ply
+from crossmost.data.text import read_rows
 from crossmost.errors import InputError
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def read_cloud(path: Path, *, columns: str | None = None, samples: int = 8192) -
 
     Args:
         path: a file whose suffix is in `SUFFIXES`, upper or lower case.
-        columns: meaning of the columns where a file gives them no names (.npy, .npz), e.g. "xyz",
+        columns: meaning of the columns where a file gives them no names (.npy, .npz, .xyz, .pts), e.g. "xyz",
             "xyzrgb", "xyz__rgb"; without it three columns are xyz and six are xyzrgb.
         samples: points drawn from a mesh, uniformly by area, seeded by the file's name.
 
@@ -142,6 +143,10 @@ def _read_pcd(path: Path, columns: str | None, samples: int) -> Cloud:
     return cloud_from_fields(read_fields(path))
 
 
+def _read_text(path: Path, columns: str | None, samples: int) -> Cloud:
+    return cloud_from_array(read_rows(path), columns)
+
+
 def _read_las(path: Path, columns: str | None, samples: int) -> Cloud:
     import laspy
 
@@ -167,6 +172,8 @@ _READERS: dict[str, Callable[[Path, str | None, int], Cloud]] = {
     ".npz": _read_npz,
     ".ply": _read_ply,
     ".pcd": _read_pcd,
+    ".xyz": _read_text,
+    ".pts": _read_text,
     ".las": _read_las,
     ".laz": _read_las,
     ".off": _read_mesh,

@@ -97,7 +97,7 @@ def test_ids_differ_even_where_a_suffix_is_part_of_a_name(tmp_path: Path) -> Non
     np.savez(tmp_path / "a.npz", points=np.eye(3))
     dataset = open_dataset(tmp_path)
     assert dataset.ids == ("a.npy", "a.npy.npy", "a.npz")
-    np.testing.assert_array_equal(dataset.read(2).xyz, np.eye(3))
+    np.testing.assert_array_equal(dataset.read(2).vtk, np.eye(3))
 
 
 def test_a_linked_folder_is_followed_and_a_loop_is_not(tmp_path: Path) -> None:
@@ -171,18 +171,18 @@ def test_folders_beside_the_splits_are_left_out_and_named(tmp_path: Path) -> Non
 
 def test_files_of_other_formats_are_counted(tmp_path: Path) -> None:
     put(tmp_path, "mug/a.npy")
-    for name in ("mug/1.xyz", "mug/2.XYZ", "3.dae", "a.mtl", "a.png", "README.md", ".hidden.xyz"):
+    for name in ("mug/1.vtk", "mug/2.XYZ", "3.dae", "a.mtl", "a.png", "README.md", ".hidden.vtk"):
         (tmp_path / name).touch()
     (line,) = open_dataset(tmp_path).left_out
-    assert line == "2 .xyz, 1 .dae files were left out: not a format that is read"
+    assert line == "2 .vtk, 1 .dae files were left out: not a format that is read"
     (tmp_path / "3.dae").unlink()
     (tmp_path / "mug/2.XYZ").unlink()
-    assert open_dataset(tmp_path).left_out == ("1 .xyz file was left out: not a format that is read",)
+    assert open_dataset(tmp_path).left_out == ("1 .vtk file was left out: not a format that is read",)
 
 
 def test_a_folder_of_other_formats_alone_says_what_it_holds(tmp_path: Path) -> None:
-    (tmp_path / "a.xyz").touch()
-    with pytest.raises(InputError, match=r"found none in it but 1 \.xyz file$"):
+    (tmp_path / "a.vtk").touch()
+    with pytest.raises(InputError, match=r"found none in it but 1 \.vtk file$"):
         open_dataset(tmp_path)
     (tmp_path / "inner").mkdir()
     with h5py.File(tmp_path / "inner" / "scans.h5", "w") as file:

@@ -208,7 +208,20 @@ def test_suffixes_are_read_in_upper_case_too(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", XYZ)
     shutil.move(tmp_path / "a.npy", tmp_path / "A.NPY")
     assert len(read_cloud(tmp_path / "A.NPY").xyz) == 50
-    assert {".ply", ".pcd", ".npy", ".npz", ".off", ".obj", ".stl", ".glb", ".las", ".laz"} == SUFFIXES
+    assert {
+        ".xyz",
+        ".pts",
+        ".ply",
+        ".pcd",
+        ".npy",
+        ".npz",
+        ".off",
+        ".obj",
+        ".stl",
+        ".glb",
+        ".las",
+        ".laz",
+    } == SUFFIXES
 
 
 def test_numpy_files_need_no_other_library(tmp_path: Path) -> None:

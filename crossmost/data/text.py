@@ -1,0 +1,58 @@
+"""Clouds as plain text, one point a line: .xyz and .pts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.errors import InputError
+
+_COMMENT = re.compile(r"(#|//).*")
+_BETWEEN = str.maketrans(",;", "  ")
+"""What stands between numbers, to blanks."""
+
+
+def read_rows(path: Path) -> NDArray[Any]:
+    """Read the numbers of a text file, a row a line: blanks, tabs, commas or semicolons stand between them.
+
+    Comments behind `#` or `//` and a line with the names of the columns are passed over, and so is the number of points
+    that .pts files, and some .xyz files, begin with.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        (N, C) float64.
+
+    Raises:
+        InputError: no rows, other rows than their number says, or bytes that are no text.
+        ValueError: something else than numbers, or rows of different lengths.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError("expected text, found other bytes") from None
+    lines = [_COMMENT.sub("", line).translate(_BETWEEN).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    counted = int(lines.pop(0)) if lines and lines[0].isdecimal() else None
+    if lines and not _is_row(lines[0]):
+        lines.pop(0)
+    if not lines:
+        raise InputError("expected a point a line, found none")
+    if counted is not None and counted != len(lines):
+        raise InputError(
+            f"expected {counted} points as its first line says, found {len(lines)}: copy it again"
+        )
+    return np.loadtxt(lines, ndmin=2)
+
+
+def _is_row(line: str) -> bool:
+    """Whether a line holds numbers alone, and not the names of columns."""
+    try:
+        return bool([float(word) for word in line.split()])
+    except ValueError:
+        return False

@@ -168,8 +168,8 @@ class TestData:
     def test_what_is_left_out_is_one_line(self, train: Arguments, tmp_path: Path) -> None:
         folder = write_folder(tmp_path / "data", 12, "bottle", "chair")
         for number in range(3):
-            (folder / f"{number}.xyz").touch()
-        said = "3 .xyz files were left out: not a format that is read"
+            (folder / f"{number}.vtk").touch()
+        said = "3 .vtk files were left out: not a format that is read"
         assert invoke(*train(data=folder)).stderr.splitlines().count(said) == 1
         found = invoke("eval", tmp_path / "run", folder, "--device", "cpu")
         assert found.stderr.splitlines().count(said) == 1

@@ -97,7 +97,7 @@ def test_ids_differ_even_where_a_suffix_is_part_of_a_name(tmp_path: Path) -> Non
     np.savez(tmp_path / "a.npz", points=np.eye(3))
     dataset = open_dataset(tmp_path)
     assert dataset.ids == ("a.npy", "a.npy.npy", "a.npz")
-    np.testing.assert_array_equal(dataset.read(2).vtk, np.eye(3))
+    np.testing.assert_array_equal(dataset.read(2).xyz, np.eye(3))
 
 
 def test_a_linked_folder_is_followed_and_a_loop_is_not(tmp_path: Path) -> None:
@@ -171,12 +171,12 @@ def test_folders_beside_the_splits_are_left_out_and_named(tmp_path: Path) -> Non
 
 def test_files_of_other_formats_are_counted(tmp_path: Path) -> None:
     put(tmp_path, "mug/a.npy")
-    for name in ("mug/1.vtk", "mug/2.XYZ", "3.dae", "a.mtl", "a.png", "README.md", ".hidden.vtk"):
+    for name in ("mug/1.vtk", "mug/2.VTK", "3.dae", "a.mtl", "a.png", "README.md", ".hidden.vtk"):
         (tmp_path / name).touch()
     (line,) = open_dataset(tmp_path).left_out
     assert line == "2 .vtk, 1 .dae files were left out: not a format that is read"
     (tmp_path / "3.dae").unlink()
-    (tmp_path / "mug/2.XYZ").unlink()
+    (tmp_path / "mug/2.VTK").unlink()
     assert open_dataset(tmp_path).left_out == ("1 .vtk file was left out: not a format that is read",)
 
 

@@ -274,6 +274,6 @@ def test_what_is_left_out_is_warned_of(tmp_path: Path) -> None:
     save(tmp_path / "test" / "mug", ball(1))
     save(tmp_path / "raw", ball(2))
     for number in range(12):
-        (tmp_path / f"{number}.xyz").touch()
-    assert warned(tmp_path, "12 .xyz files were left out: not a format that is read")
+        (tmp_path / f"{number}.vtk").touch()
+    assert warned(tmp_path, "12 .vtk files were left out: not a format that is read")
     assert warned(tmp_path, r"raw/ \(1 clouds\) left out")

@@ -66,12 +66,7 @@ def predict(
         InputError: nothing that can be classified.
     """
     refuse_unexported(bundle)
-    recorded = is_recording(path)
-    if recorded and (split or reading.columns):
-        unused = "--split" if split else "--columns"
-        raise InputError(
-            f"{path}: {unused} is for files and datasets; the messages of a recording name their columns"
-        )
+    recorded = opens_as_recording(path, reading, split)
     up_axis = reading.up_axis if recorded else DATASET_UP
     with Classifier.load(bundle, backend=backend, threads=threads, up_axis=up_axis) as classifier:
         if classes is not None:
@@ -91,6 +86,21 @@ def predict(
     if not answered:
         raise none_readable([path], bad)
     say_skipped(bad)
+
+
+def opens_as_recording(path: Path, reading: Reading, split: str | None) -> bool:
+    """Whether a path is a recording.
+
+    Raises:
+        InputError: it is, and something was asked for that only files and datasets have.
+    """
+    recorded = is_recording(path)
+    if recorded and (split or reading.columns):
+        unused = "--split" if split else "--columns"
+        raise InputError(
+            f"{path}: {unused} is for files and datasets; the messages of a recording name their columns"
+        )
+    return recorded
 
 
 def none_readable(paths: Sequence[Path], bad: Mapping[str, str]) -> InputError:
@@ -299,7 +309,7 @@ def embedded(
     named: Iterator[tuple[str, NDArray[np.floating[Any]]]]
     with Classifier.load(bundle, threads=threads) as classifier:
         for path in paths:
-            if is_recording(path):
+            if opens_as_recording(path, reading, split):
                 up_axis, start = reading.up_axis, f"{path}/" if several else ""
                 clouds = messages(path, None, bad, colored=reading.color != "none")
                 named = ((f"{start}{cloud.name}", cloud.points) for cloud in clouds)

@@ -335,6 +335,11 @@ class TestEmbed:
                 [points for _, points in read_recording(recording) if len(points) > 3]
             )
         np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-5)
+        refused = crossmost(
+            "embed", bundle("fp32"), recording, "--columns", "xyz", "--out", tmp_path / "e.npy"
+        )
+        assert refused.exit_code == 2
+        assert "--columns is for files and datasets" in refused.stderr
         crossmost("embed", bundle("fp32"), folder, recording, "--up-axis", "y", "--out", tmp_path / "e.npy")
         assert (tmp_path / "e.ids.txt").read_text("utf-8").splitlines()[2:] == [
             f"{folder}/c.npy", f"{recording}/1000", f"{recording}/3000"

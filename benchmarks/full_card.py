@@ -33,7 +33,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import adaptation
 import arguments as common
-from adaptation_rows import ROWS, Row
+from adaptation_rows import LONG, ROWS, Row
 from adaptation_run import Right, TestSplit, measure, result, shares, target_set, train
 from baseline_features import VIEWS, load_student, open_target
 from baseline_fine_tuning import STEPS, Place, fine_tune
@@ -54,7 +54,7 @@ from crossmost.words import Words
 CARD = "point-bert-64x32"
 RATE = 5e-4
 """Half of what point-tiny's bases are made with: a deep transformer from scratch, in batches of 64."""
-NAMES = ("joint", CEILING, FASTER, "point-only")
+NAMES = ("joint", CEILING, FASTER, "point-only", LONG.name)
 """Rows, the most wanted first: what the limit cuts off are the last."""
 LOADING = 4
 """Processes that load beside each training on a GPU."""

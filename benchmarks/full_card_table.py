@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaptation_rows import ZERO_SHOT
+from adaptation_rows import LONG, ZERO_SHOT
+from adaptation_rows import TITLES as ROW_TITLES
 from adaptation_table import COLUMNS, Line, Result, lines_of, markdown, mean_and_spread, read
 from pairs import PAIRS
 from tables import write_between
@@ -23,6 +24,7 @@ TITLES = {
     ZERO_SHOT: ZERO_SHOT,
     "point-only": "point-only",
     "joint": "joint (crossmost recipe)",
+    LONG.name: ROW_TITLES[LONG.name],
     FASTER: "joint, at the base's learning rate",
     CEILING: "*supervised*: fine-tuned",
 }

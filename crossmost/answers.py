@@ -259,7 +259,7 @@ def embed(
         from crossmost.zoo import resolve
 
         base = resolve(model, lambda line: typer.echo(line, err=True))
-        datasets, rows = embed_clouds(base, paths, reading, bad, split=split, threads=threads)
+        datasets, rows, bad = embed_clouds(base, paths, reading, split=split, threads=threads)
         names = [
             row_name(dataset, index, given, several=len(paths) > 1)
             for dataset, given in zip(datasets, paths, strict=True)

@@ -207,17 +207,23 @@ def evaluate(
 
 
 class Embedded(NamedTuple):
-    """Data sets of what could be read, and the embeddings of their clouds in order: (N, D) float32 unit rows."""
+    """Embedded clouds.
+
+    Attributes:
+        datasets: without the clouds that could not be read.
+        rows: (N, D) float32 unit rows, of their clouds in order.
+        bad: reason by id of each cloud that could not be read.
+    """
 
     datasets: list[CloudDataset]
     rows: NDArray[np.float32]
+    bad: dict[str, str]
 
 
 def embed_clouds(
     model: Path,
     paths: Sequence[Path],
     reading: Reading,
-    bad: dict[str, str],
     *,
     split: str | None = None,
     threads: int | None = None,
@@ -228,7 +234,6 @@ def embed_clouds(
         model: the run or the base.
         paths: of the clouds.
         reading: how they are read.
-        bad: gets the reason by id of each cloud that cannot be read, which has no row.
         split: of each of the paths; None for all of it.
         threads: of torch on the CPU; None for its own choice.
 
@@ -244,6 +249,7 @@ def embed_clouds(
     card = network.point_encoder.card
     datasets = [reading.open(path, card, split) for path in paths]
     read: list[list[int]] = [[] for _ in datasets]
+    bad: dict[str, str] = {}
 
     def clouds() -> Iterator[NDArray[np.float32]]:
         for dataset, own in zip(datasets, read, strict=True):
@@ -257,7 +263,7 @@ def embed_clouds(
     stream = clouds()
     first = next(stream, None)
     if first is None:
-        return Embedded([dataset.subset([]) for dataset in datasets], np.empty((0, 0), np.float32))
+        return Embedded([dataset.subset([]) for dataset in datasets], np.empty((0, 0), np.float32), bad)
     with cpu_threads(threads):
         rows = embed_points(network.point_encoder, network.point_head(), chain([first], stream))
-    return Embedded([dataset.subset(own) for dataset, own in zip(datasets, read, strict=True)], rows)
+    return Embedded([dataset.subset(own) for dataset, own in zip(datasets, read, strict=True)], rows, bad)

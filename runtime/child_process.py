@@ -7,13 +7,15 @@ import subprocess
 import sys
 from typing import Any
 
+from crossmost.runtime.errors import RuntimeFailure
+
 SECONDS = 120
 """Until a question counts as not answered."""
 OWN_MODULES_ALONE = "import sys\nsys.path[:] = [entry for entry in sys.path if entry]\n"
 """Python looks for modules in the working folder first, which may be a bundle of somebody else's."""
 
 
-class ProcessFailed(RuntimeError):
+class ProcessFailed(RuntimeFailure):
     """It crashed, failed or took too long; one line."""
 
 

@@ -109,6 +109,7 @@ def test_a_run_warns_before_training_and_in_its_report(
         **quiet,
         on_warning=said.append,
     )
+    assert said.pop(0).startswith("24 clouds are few")
     assert said[1:] == ["epoch", "epoch"]
     assert "with y up than with z up (label-free score 1.30 against 0.40)" in said[0]
     assert "--up-axis y" in said[0]

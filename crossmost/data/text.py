@@ -29,8 +29,8 @@ def read_rows(path: Path) -> NDArray[Any]:
         (N, C) float64.
 
     Raises:
-        InputError: no rows, other rows than their number says, or bytes that are no text.
-        ValueError: something else than numbers, or rows of different lengths.
+        InputError: no rows, other rows than their number says, rows of different lengths or of something else than
+            numbers, or bytes that are no text.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -47,7 +47,16 @@ def read_rows(path: Path) -> NDArray[Any]:
         raise InputError(
             f"expected {counted} points as its first line says, found {len(lines)}: copy it again"
         )
-    return np.loadtxt(lines, ndmin=2)
+    try:
+        return np.loadtxt(lines, ndmin=2)
+    except ValueError:
+        wide = len(lines[0].split())
+        for number, line in enumerate(lines, 1):
+            if len(line.split()) != wide or not _is_row(line):
+                raise InputError(
+                    f"expected {wide} numbers a line, found {line[:40]!r} for point {number}"
+                ) from None
+        raise
 
 
 def _is_row(line: str) -> bool:

@@ -237,7 +237,7 @@ def embed(
     Args:
         model: a bundle, a run, a base, or the name of a public encoder, which is fetched.
         paths: of clouds, and with a bundle of recordings with one topic of clouds.
-        out: the .npy to write; what each row is goes into the .ids.txt of the same stem, one a line: see `row_name`.
+        out: the .npy to write; what each row is goes into the .ids.txt of the same stem, one a line: see `row_names`.
         reading: how the clouds are read.
         split: of each of the paths; None for all of it.
         threads: of a pass on the CPU; None for one a core.
@@ -260,11 +260,11 @@ def embed(
 
         base = resolve(model, lambda line: typer.echo(line, err=True))
         datasets, rows, bad = embed_clouds(base, paths, reading, split=split, threads=threads)
-        names = [
-            row_name(dataset, index, given, several=len(paths) > 1)
-            for dataset, given in zip(datasets, paths, strict=True)
-            for index in range(len(dataset))
-        ]
+        names = []
+        for dataset, given in zip(datasets, paths, strict=True):
+            by_file, start = row_names(dataset, given, several=len(paths) > 1)
+            for index, name in enumerate(dataset.ids):
+                names.append(f"{start}{path_of(dataset, index, given) if by_file else name}")
     if not names:
         raise none_readable(paths, bad)
     with replacing(out) as rows_file, replacing(ids) as names_file:
@@ -306,43 +306,33 @@ def embedded(
     names: list[str] = []
     rows = [np.empty((0, load_manifest(bundle).encoder.dim), np.float32)]
     several = len(paths) > 1
-    named: Iterator[tuple[str, NDArray[np.floating[Any]]]]
     with Classifier.load(bundle, threads=threads) as classifier:
         for path in paths:
+            by_file, start = False, f"{path}/" if several else ""
             if opens_as_recording(path, reading, split):
-                up_axis, start = reading.up_axis, f"{path}/" if several else ""
+                up_axis = reading.up_axis
                 clouds = messages(path, None, bad, colored=reading.color != "none")
-                named = ((f"{start}{cloud.name}", cloud.points) for cloud in clouds)
             else:
                 up_axis, dataset = DATASET_UP, open_clouds(bundle, path, reading, split)
-                named = whole_clouds(dataset, path, bad, several=several)
-            for part in parts(named):
-                names += [name for name, _ in part]
-                rows.append(classifier.embed([points for _, points in part], up_axis=up_axis))
+                by_file, start = row_names(dataset, path, several=several)
+                clouds = readable(dataset, path, bad)
+            for part in parts(clouds):
+                names += [f"{start}{cloud.path if by_file else cloud.name}" for cloud in part]
+                rows.append(classifier.embed([cloud.points for cloud in part], up_axis=up_axis))
     return names, np.concatenate(rows)
 
 
-def whole_clouds(
-    dataset: CloudDataset, given: Path, bad: dict[str, str], *, several: bool
-) -> Iterator[tuple[str, NDArray[np.floating[Any]]]]:
-    """The clouds of a dataset that can be read with the names of their rows; the others go into `bad`."""
-    for index, name in enumerate(dataset.ids):
-        try:
-            yield row_name(dataset, index, given, several=several), dataset.load_whole(index)
-        except InputError as error:
-            bad[name] = str(error)
-
-
-def row_name(dataset: CloudDataset, index: int, given: Path, *, several: bool) -> str:
-    """What a row of the embeddings is: the path of its file, or the id of a cloud that shares a file with others.
+def row_names(dataset: CloudDataset, given: Path, *, several: bool) -> tuple[bool, str]:
+    """What the rows of the embeddings are called.
 
     Args:
-        dataset: the cloud is of.
-        index: of the cloud.
-        given: where the dataset was opened.
-        several: whether other paths were given beside it: paths and ids start with it then. Alone, they are relative to
-            the folder that was given.
+        dataset: of the clouds.
+        given: where it was opened.
+        several: whether other paths were given beside it: paths and ids start with it then. Alone, paths are relative
+            to the folder that was given.
+
+    Returns:
+        Whether by the path of its file, or by the id of a cloud that shares a file with others; and what stands before.
     """
-    whole = isinstance(dataset.source, FolderSource)
-    start = f"{given}/" if several and (given.is_dir() or not whole) else ""
-    return f"{start}{path_of(dataset, index, given) if whole else dataset.ids[index]}"
+    by_file = isinstance(dataset.source, FolderSource)
+    return by_file, f"{given}/" if several and (given.is_dir() or not by_file) else ""

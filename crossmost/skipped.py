@@ -30,4 +30,4 @@ def say_skipped(bad: Mapping[str, str]) -> None:
 
 def one_line(text: str) -> str:
     """Text without line breaks and tabs, which a file's name may hold: a line stays one answer, a tab its column."""
-    return " ".join(printable(text).split())
+    return " ".join(printable(text).splitlines()).replace("\t", " ")

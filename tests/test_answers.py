@@ -363,8 +363,9 @@ class TestEmbed:
 
     def test_a_line_is_a_row_whatever_is_in_a_name(self, bundle, crossmost, folder, tmp_path):
         (folder / "b.npy").rename(folder / "b\nb.npy")
+        (folder / "c.npy").rename(folder / "c  c.npy")
         crossmost("embed", bundle("fp32"), folder, "--out", tmp_path / "e.npy")
-        assert (tmp_path / "e.ids.txt").read_text("utf-8") == "a.npy\nb b.npy\nc.npy\n"
+        assert (tmp_path / "e.ids.txt").read_text("utf-8") == "a.npy\nb b.npy\nc  c.npy\n"
 
     def test_one_split(self, bundle, crossmost, tmp_path, tiny_base, write_shapes):
         archive = write_shapes(tmp_path / "s.npz", 6, split=np.array(["train", "test", "train"] * 2))

@@ -36,7 +36,7 @@ from crossmost.checkpoints.run import (
 from crossmost.config import TrainConfig, fit_to_base
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.reading import Reading
-from crossmost.errors import InputError
+from crossmost.errors import InputError, WorkFailed
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run
 from crossmost.evaluation.run_report import CHECKPOINT, headline_branch, run_rows, write_run_report
 from crossmost.models.student import DualEncoder, embed_points
@@ -206,6 +206,10 @@ def evaluate(
         typer.echo("\n".join([*summary_lines(evaluation, headline_branch(run)), str(report)]))
 
 
+NEARLY = 1e-3
+"""How far the length of a unit vector in float32 may be from 1."""
+
+
 class Embedded(NamedTuple):
     """Embedded clouds.
 
@@ -239,6 +243,7 @@ def embed_clouds(
 
     Raises:
         InputError: neither run nor base.
+        WorkFailed: an embedding is no unit vector.
     """
     if is_run(model):
         network: DualEncoder = load_run(model).adapted
@@ -266,4 +271,10 @@ def embed_clouds(
         return Embedded([dataset.subset([]) for dataset in datasets], np.empty((0, 0), np.float32), bad)
     with cpu_threads(threads):
         rows = embed_points(network.point_encoder, network.point_head(), chain([first], stream))
+    strange = ~(np.abs(np.linalg.norm(rows, axis=1) - 1) < NEARLY)
+    if strange.any():
+        raise WorkFailed(
+            f"{model} embedded {strange.sum()} of {len(rows)} clouds as NaN, infinity or nothing: its weights are "
+            "damaged, or of another encoder"
+        )
     return Embedded([dataset.subset(own) for dataset, own in zip(datasets, read, strict=True)], rows, bad)

@@ -18,7 +18,7 @@ from crossmost.zoo_models import HubFile, Model, PageFile, find, list_models
 if TYPE_CHECKING:
     from crossmost.checkpoints.base import Architecture
 
-__all__ = ["Model", "base_path", "download_path", "facts", "fetch", "find", "list_models", "resolve"]
+__all__ = ["Model", "base_path", "download_path", "facts", "fetch", "find", "kept", "list_models", "resolve"]
 
 Say = Callable[[str], None]
 
@@ -66,6 +66,27 @@ def resolve(base: Path, say: Say = lambda _: None) -> Path:
     return fetch(model.name, say)
 
 
+def kept(base: Path) -> Path:
+    """What the user means by a base that is looked at and not used: nothing is fetched for it.
+
+    Args:
+        base: as it was given.
+
+    Raises:
+        InputError: the name of a public encoder whose base is not in the cache.
+        WorkFailed: this machine has no place for it.
+    """
+    name = str(base)
+    if base.exists() or name not in [model.name for model in list_models()]:
+        return base
+    found = base_path(name)
+    if not found.is_file():
+        raise InputError(
+            f"{name} is not in the cache yet: `crossmost zoo {name}` tells about it, and commands that use it fetch it"
+        )
+    return found
+
+
 def fetch(name: str, say: Say = lambda _: None) -> Path:
     """The base of a public encoder: the one in the cache, or made from the published file, once.
 
@@ -89,8 +110,7 @@ def fetch(name: str, say: Say = lambda _: None) -> Path:
             return base
         if base.is_file():
             say(f"{base} is not as this version of crossmost makes it: making it anew")
-        checkpoint = _placed(model) or _download(model, say)
-        _check(model, checkpoint)
+        checkpoint = _published(model, say)
         say(f"converting {checkpoint}")
         _convert(model, checkpoint, base)
     return base
@@ -201,8 +221,8 @@ def _placed(model: Model) -> Path | None:
     return None
 
 
-def _download(model: Model, say: Say) -> Path:
-    """The checkpoint in Hugging Face's own cache, downloaded if it is not there yet.
+def _download(model: Model, say: Say, *, again: bool = False) -> Path:
+    """The checkpoint in Hugging Face's own cache, downloaded if it is not there yet, or `again`.
 
     Raises:
         WorkFailed: it is not there and cannot be downloaded.
@@ -214,13 +234,24 @@ def _download(model: Model, say: Say) -> Path:
     say(f"fetching {file.url}")
     try:
         with _silent_hub():
-            found = hf_hub_download(file.repo, file.path, repo_type=file.kind, revision=file.revision)
+            found = hf_hub_download(
+                file.repo, file.path, repo_type=file.kind, revision=file.revision, force_download=again
+            )
     except Exception as error:  # each version of the library lets others of its network layer through
-        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         raise WorkFailed(
-            f"cannot fetch {model.name}: {reason}; without a network, {_by_hand(model)}"
+            f"cannot fetch {model.name}: {_reason(error)}; without a network, {_by_hand(model)}"
         ) from error
     return Path(found)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, and that of what it came from, which the library's own words leave out."""
+    said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    cause = error.__cause__ or error.__context__
+    while cause is not None and (deeper := cause.__cause__ or cause.__context__):
+        cause = deeper
+    first = "" if cause is None else str(cause).partition("\n")[0].rstrip(".")
+    return f"{said} ({first})" if first and first not in said else said
 
 
 @contextmanager
@@ -240,19 +271,30 @@ def _by_hand(model: Model) -> str:
     return f"download {model.file.url} and put it at {download_path(model)}; it is found there and converted"
 
 
-def _check(model: Model, checkpoint: Path) -> None:
-    """Refuse a file that is not the published one.
+def _published(model: Model, say: Say) -> Path:
+    """The published checkpoint, from where a person put it or from the hub.
 
     Raises:
-        InputError: another sha256 than the one that is publicly known.
+        InputError: it has to be put there, or another file lies there: another sha256 than the one publicly known.
+        WorkFailed: it cannot be downloaded.
     """
-    from crossmost.runtime.manifest import hash_file
-
-    if model.sha256 is None:
-        return
-    found = hash_file(checkpoint).sha256
-    if found != model.sha256:
+    placed = _placed(model)
+    checkpoint = placed or _download(model, say)
+    right = _is_published(model, checkpoint)
+    if not right and placed is None:  # deleting it would not help: the hub's cache links its damaged copy anew
+        say(f"{checkpoint} is damaged")
+        checkpoint = _download(model, say, again=True)
+        right = _is_published(model, checkpoint)
+    if not right:
         raise InputError(
-            f"{checkpoint} is not the published {model.name}: expected sha256 {model.sha256}, found {found}: "
+            f"{checkpoint} is not the published {model.name}: expected sha256 {model.sha256}, found another: "
             "delete it, or convert it as it is with `crossmost convert`"
         )
+    return checkpoint
+
+
+def _is_published(model: Model, checkpoint: Path) -> bool:
+    """Whether a file is the published one, as far as its sha256 is publicly known."""
+    from crossmost.runtime.manifest import hash_file
+
+    return model.sha256 is None or hash_file(checkpoint).sha256 == model.sha256

@@ -77,8 +77,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]
     """A hub whose every file holds its own name; gives the calls."""
     calls: list[tuple[Any, ...]] = []
 
-    def download(repo: str, path: str, *, repo_type: str, revision: str) -> str:
-        calls.append((repo, path, repo_type, revision))
+    def download(repo: str, path: str, *, repo_type: str, revision: str, force_download: bool) -> str:
+        calls.append((repo, path, repo_type, revision, force_download))
         (tmp_path / "hub.pt").write_text(path)
         return str(tmp_path / "hub.pt")
 
@@ -219,7 +219,7 @@ def test_a_name_is_fetched_and_converted_once(hub: list[Any], conversions: list[
     base = zoo.resolve(Path(model.name), said.append)
     assert base == cache / "bases" / "ulip2-pointbert.safetensors"
     assert made_of(base) == f"ulip2-pointbert from {model.file.path}"
-    assert hub == [("SFXX/ulip", model.file.path, "dataset", "main")]
+    assert hub == [("SFXX/ulip", model.file.path, "dataset", "main", False)]
     assert model.file.url in said[0]
     assert zoo.fetch(model.name) == base
     assert len(hub) == len(conversions) == 1
@@ -239,10 +239,53 @@ def test_the_revision_that_the_sha256_belongs_to_is_fetched(
 def test_another_file_than_the_published_one_is_refused(
     hub: list[Any], conversions: list[Path], cache: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"expected sha256 6ff7e821\w+, found \w+: .*crossmost convert"):
+    with pytest.raises(InputError, match=r"expected sha256 6ff7e821\w+, found another: .*crossmost convert"):
         zoo.fetch("uni3d-ti")
+    assert [call[-1] for call in hub] == [False, True]
     assert conversions == []
     assert not list(cache.rglob("*.safetensors"))
+
+
+def test_a_damaged_download_is_fetched_again_once(
+    conversions: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleting the path that a message names would not help: the hub's cache links its damaged copy there anew."""
+    forced: list[bool] = []
+
+    def download(*_: object, force_download: bool, **__: object) -> str:
+        forced.append(force_download)
+        (tmp_path / "hub.pt").write_text("whole" if force_download else "damaged")
+        return str(tmp_path / "hub.pt")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    right = replace(zoo.find("uni3d-ti"), sha256=hashlib.sha256(b"whole").hexdigest())
+    monkeypatch.setattr(zoo, "find", lambda _: right)
+    said: list[str] = []
+    assert made_of(zoo.fetch("uni3d-ti", said.append)) == "uni3d-ti from whole"
+    assert forced == [False, True]
+    assert any("is damaged" in line for line in said)
+
+
+def test_a_failed_download_names_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused_by_proxy(*_: object, **__: object) -> str:
+        try:
+            raise OSError("403 from the proxy\nand more")
+        except OSError as error:
+            raise LocalEntryNotFoundError("check your connection.") from error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refused_by_proxy)
+    with pytest.raises(WorkFailed, match=r"check your connection \(403 from the proxy\); without a network"):
+        zoo.fetch("uni3d-ti")
+
+
+def test_a_name_is_looked_at_without_fetching_it(hub: list[Any], conversions: list[Path]) -> None:
+    assert "crossmost zoo ulip2-pointbert" in refused("inspect", "ulip2-pointbert")
+    assert hub == []
+    zoo.fetch("ulip2-pointbert")
+    shown = invoke("inspect", "ulip2-pointbert")
+    assert shown.exit_code == 0, shown.stderr
+    assert "ulip2-pointbert" in shown.stdout
+    assert len(hub) == 1
 
 
 def test_without_a_network_one_line_says_what_to_put_where(

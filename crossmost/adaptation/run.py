@@ -174,7 +174,7 @@ def batches_done(folder: Path, clouds: CloudDataset, config: TrainConfig) -> int
     """Batches a saved run has behind it; 0 where nothing was saved yet."""
     if not has_generation(folder):
         return 0
-    progress = load_generation(folder, NAMES[:1]).state["progress"]
+    progress = load_generation(folder, NAMES[:1], check=False).state["progress"]
     return int(progress["epoch"] * max(1, len(clouds) // config.batch_size) + progress["batch"])
 
 

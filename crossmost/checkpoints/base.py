@@ -57,14 +57,16 @@ def read_architecture(metadata: Mapping[str, str], source: Path, expected: str) 
         advice = "make it anew" if found.startswith("crossmost-") else CONVERT
         raise InputError(f"{source}: expected a file of format {expected}, found {found}: {advice}")
     try:
-        image = json.loads(metadata["image_card"])
+        image, dim = json.loads(metadata["image_card"]), int(metadata["dim"])
+        if dim < 1:
+            raise ValueError(f"expected a dim of at least 1, found {dim}")
         return Architecture(
             read_point_card(json.loads(metadata["point_card"])),
             None if image is None else ImageCard(**image),
-            int(metadata["dim"]),
+            dim,
             metadata["text"],
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{source}: its description of the architecture cannot be read: {error}") from error
 
 

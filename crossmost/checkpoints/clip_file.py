@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from crossmost.checkpoints.legacy import PICKLE, ZIP, read_legacy
+from crossmost.checkpoints.store import not_safetensors
 from crossmost.checkpoints.torchscript import NotReadable, is_torchscript, outline, read_tensor
 from crossmost.checkpoints.unwrapping import unwrap
 from crossmost.errors import InputError
@@ -63,7 +64,7 @@ def _safetensors(path: Path) -> Iterator[dict[str, Stored]]:
                 for name in file.keys()  # noqa: SIM118 (not a dict)
             }
     except SafetensorError as error:
-        raise InputError(f"{path}: expected a safetensors file, found a damaged one: {error}") from error
+        raise InputError(not_safetensors(path, error)) from error
 
 
 @contextmanager

@@ -34,6 +34,8 @@ from crossmost.runtime.vocabulary import InvalidVocabulary, Vocabulary
 SEED = 0
 """Of what no published file has and masked modelling needs: each conversion draws the same."""
 TOWER = "image_tower."
+HIGHEST_LOGIT_SCALE = 8.0
+"""Far above every published one: CLIP stops at ln 100 = 4.6, SigLIP's is 4.8. Above it, it was no logarithm."""
 
 
 class Tower(NamedTuple):
@@ -82,7 +84,7 @@ def convert_checkpoint(
     best = fits[0]
     tower = _foreign_tower(best, image, path)
     bank = _class_bank(best, content.tensors, classes, path) if classes else None
-    model = _fill(best, content.tensors, tower)
+    model = _fill(best, content.tensors, tower, path)
     made = Conversion(
         source=path,
         sha256=hash_file(path).sha256,
@@ -105,7 +107,7 @@ def convert_checkpoint(
     return made
 
 
-def _fill(fit: Fit, tensors: Mapping[str, Tensor], tower: Tower | None) -> DualEncoder:
+def _fill(fit: Fit, tensors: Mapping[str, Tensor], tower: Tower | None, path: Path) -> DualEncoder:
     """A base with the file's weights in it, in float32."""
     architecture = _architecture(fit, tower)
     model = empty_base(architecture.point, architecture.image, architecture.dim)
@@ -119,11 +121,29 @@ def _fill(fit: Fit, tensors: Mapping[str, Tensor], tower: Tower | None) -> DualE
         if ours not in values:
             assert form.make is not None
             values[ours] = form.make([_single(tensors[key]) for key in keys], shape)
-    bad = next((ours for ours, value in values.items() if not torch.isfinite(value).all()), None)
-    if bad is not None:
-        raise InputError(f"expected finite weights, found NaN or infinity for '{bad}'")
+    _check_values(values, path)
     model.load_state_dict(values, assign=True)
     return model.eval()
+
+
+def _check_values(values: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse numbers that no training leaves behind: what is made of them is NaN, or nothing.
+
+    Raises:
+        InputError: NaN or infinity, a variance below zero, or a logit scale that is no logarithm of one.
+    """
+    for name, value in values.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"{path}: expected finite weights, found NaN or infinity for '{name}'")
+        if name.endswith("running_var") and (value < 0).any():
+            raise InputError(
+                f"{path}: expected variances of 0 or more, found {value.min().item():g} in '{name}'"
+            )
+        if name == "logit_scale" and value.item() > HIGHEST_LOGIT_SCALE:
+            raise InputError(
+                f"{path}: expected the logarithm of what cosines are multiplied by, at most {HIGHEST_LOGIT_SCALE:g}, "
+                f"found {value.item():g} for '{name}'"
+            )
 
 
 def _single(value: Tensor) -> Tensor:

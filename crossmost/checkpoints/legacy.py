@@ -5,24 +5,16 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from crossmost.checkpoints.atomic import reason
+from crossmost.checkpoints.signs import AGAIN, LONG_ENOUGH, no_weights
 from crossmost.checkpoints.store import load_weights
 from crossmost.errors import InputError
-
-AGAIN = "download it again"
-SIGNS = (
-    (rb"version https://git-lfs", f"a git-LFS pointer to the file: `git lfs pull` brings it, or {AGAIN}"),
-    (rb"\s*<(!doctype|html|\?xml|head|body)", f"an HTML page, a download that failed: {AGAIN}"),
-    (rb"\x1f\x8b", "a gzip archive: unpack it"),
-    (rb"[\t\n\r -~]+\Z", f"a text file: {AGAIN}"),
-)
-"""How the start of a file looks that is no checkpoint, and what it is."""
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
@@ -65,9 +57,8 @@ def read_legacy(path: Path) -> Mapping[Any, Any]:
         InputError: no such file, not a checkpoint, damaged, or holding objects beside tensors and plain values.
     """
     start = _start(path)
-    for sign, found in SIGNS:
-        if re.match(sign, start, re.IGNORECASE):
-            raise _refused(path, found)
+    if found := no_weights(start):
+        raise _refused(path, found)
     if start.startswith(ZIP):
         _check_zip(path)
     elif not start.startswith(PICKLE):
@@ -85,33 +76,47 @@ def _start(path: Path) -> bytes:
         )
     try:
         with open(path, "rb") as file:
-            start = file.read(512)
+            return file.read(LONG_ENOUGH)
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
-    if not start:
-        raise _refused(path, f"an empty file: {AGAIN}")
-    return start
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse archives that torch.save did not write, or not to their end: where the list of members is."""
+    """Refuse archives that torch.save did not write, or that are not as it wrote them: torch checks no sum."""
+    damaged = _refused(path, f"a truncated or damaged file: {AGAIN}")
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise _refused(path, f"a truncated or damaged file: {AGAIN}") from error
-    if any(member.endswith("/constants.pkl") for member in members):
+            members = archive.infolist()
+            _check_members(path, members)
+            summed = any(member.CRC for member in members)  # torch.save can leave the sums out, all of them
+            whole = not summed or archive.testzip() is None
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise damaged from error
+    if not whole:
+        raise damaged
+
+
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    names = [member.filename for member in members]
+    if any(name.endswith("/constants.pkl") for name in names):
         raise _refused(path, "a TorchScript archive, which is a program: save its state dict")
-    if not any(member.endswith("data.pkl") for member in members):
-        raise _refused(
-            path, f"another zip archive, with {members[0] if members else 'nothing'!r} in it: unpack it"
-        )
+    if not any(name.endswith("data.pkl") for name in names):
+        raise _refused(path, f"another zip archive, with {names[0] if names else 'nothing'!r} in it: unpack it")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise _refused(path, "a compressed archive, which torch cannot read: unpack it and `zip -0` it again")
 
 
 def _load(path: Path, *, mmap: bool) -> Any:
+    misnamed = path.suffix == ".safetensors"  # given such a path, torch reads that format whatever is in it
     try:
-        with torch.serialization.safe_globals([(Unread, name) for name in STAND_INS]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with (
+            open(path, "rb") as file,
+            torch.serialization.safe_globals([(Unread, name) for name in STAND_INS]),
+        ):
+            source = file if misnamed else path
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap and not misnamed)
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything

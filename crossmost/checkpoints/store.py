@@ -11,6 +11,7 @@ one in the run, and the next save clears up.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -36,6 +37,7 @@ from crossmost.checkpoints.atomic import (
     write_text_atomic,
 )
 from crossmost.checkpoints.destination import check_utf8
+from crossmost.checkpoints.signs import LONG_ENOUGH, no_weights
 from crossmost.errors import InputError
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "load_metadata",
     "load_state",
     "load_weights",
+    "not_safetensors",
     "save_generation",
     "save_state",
     "save_weights",
@@ -59,6 +62,7 @@ GENERATION_KEY = "generation"
 # safetensors writes its metadata in a random order, and equal checkpoints must be equal byte for byte: all of
 # the metadata is one entry, JSON with sorted keys.
 METADATA_KEY = "crossmost"
+DIGEST_KEY = "tensors_sha256"  # safetensors has no sum of its own: damaged numbers are numbers
 ZIP_START = b"PK\x03\x04"
 PICKLE_STARTS = (ZIP_START, b"\x80")
 
@@ -97,15 +101,25 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         _write_weights(partial, tensors, metadata)
 
 
-def load_weights(path: Path) -> Weights:
+def load_weights(path: Path, *, check: bool = True) -> Weights:
     """Read a safetensors file to the CPU, metadata included.
 
+    Args:
+        path: of the file.
+        check: whether to compare the tensors with what `save_weights` noted; if not, they stay on the disk until they
+            are used.
+
     Raises:
-        InputError: no such file, not readable, a pickle, or a truncated or damaged file.
+        InputError: no such file, not readable, a pickle, a truncated or damaged file, or other tensors in a file of
+            ours than `save_weights` wrote.
     """
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return Weights(tensors, _metadata(file))
+        metadata = _metadata(file)
+    noted = metadata.pop(DIGEST_KEY, None)  # files of others and of older versions have none
+    if check and noted is not None and noted != _digest(tensors):
+        raise InputError(f"{path}: its tensors are not those that were written: copy it again, or delete it and make it anew")
+    return Weights(tensors, metadata)
 
 
 def load_metadata(path: Path) -> dict[str, str]:
@@ -115,7 +129,9 @@ def load_metadata(path: Path) -> dict[str, str]:
         InputError: see `load_weights`.
     """
     with _opened(path) as file:
-        return _metadata(file)
+        metadata = _metadata(file)
+    metadata.pop(DIGEST_KEY, None)
+    return metadata
 
 
 @contextmanager
@@ -127,13 +143,30 @@ def _opened(path: Path) -> Iterator[Any]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
     except (SafetensorError, ValueError, TypeError) as error:
-        raise InputError(_not_safetensors(path, error)) from error
+        raise InputError(not_safetensors(path, error)) from error
 
 
 def _metadata(file: Any) -> dict[str, str]:
+    """The metadata of an open file, what is ours among it.
+
+    Raises:
+        ValueError: ours is no JSON of texts.
+    """
     metadata: dict[str, str] = file.metadata() or {}
-    own: dict[str, str] = json.loads(metadata.pop(METADATA_KEY, "{}"))
+    own = json.loads(metadata.pop(METADATA_KEY, "{}"))
+    if not isinstance(own, dict) or not all(isinstance(value, str) for value in own.values()):
+        raise ValueError("its metadata are no texts")
     return metadata | own
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors with their names, types and shapes, in order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -210,13 +243,16 @@ def save_generation(run: Path, generation: Generation) -> None:
         _finish_interrupted(run)
 
 
-def load_generation(run: Path, names: Sequence[str], *, state: bool = True) -> Generation:
+def load_generation(
+    run: Path, names: Sequence[str], *, state: bool = True, check: bool = True
+) -> Generation:
     """Load files that were saved together; changes nothing on disk, so a run in training can be read.
 
     Args:
         run: the folder.
         names: the weights wanted, without suffix, at least one.
         state: whether to read `state.pt` too; if not, the generation's state is empty.
+        check: see `load_weights`.
 
     Raises:
         InputError: a file is missing or damaged, or the files come from different saves.
@@ -225,7 +261,7 @@ def load_generation(run: Path, names: Sequence[str], *, state: bool = True) -> G
     found: dict[str, str] = {}
     for name in names:
         file = f"{name}.safetensors"
-        tensors, metadata = load_weights(_locate(run, file))
+        tensors, metadata = load_weights(_locate(run, file), check=check)
         found[file] = metadata.pop(GENERATION_KEY, "none")
         weights[name] = Weights(tensors, metadata)
     values = load_state(_locate(run, STATE_FILE)) if state else {}
@@ -265,9 +301,10 @@ def _locate(run: Path, file: str) -> Path:
 def _write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     path.touch()
     mode = path.stat().st_mode  # safetensors makes its files private; a run is as readable as its folder
-    entry = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)}
+    stored = _storable(tensors)
+    noted = {**metadata, DIGEST_KEY: _digest(stored)}
     try:
-        save_file(_storable(tensors), path, metadata=entry)
+        save_file(stored, path, metadata={METADATA_KEY: json.dumps(noted, sort_keys=True)})
     except SafetensorError as error:
         raise OSError(str(error)) from error
     path.chmod(mode)
@@ -321,11 +358,11 @@ def _check_file(path: Path) -> None:
         raise InputError(f"expected a file at {path}, found {'a folder' if path.is_dir() else 'none'}")
 
 
-def _not_safetensors(path: Path, error: Exception) -> str:
+def not_safetensors(path: Path, error: Exception) -> str:
+    """What is said of a file that safetensors cannot read, which does not know what it was given instead."""
     with open(path, "rb") as file:
-        start = file.read(4)
+        start = file.read(LONG_ENOUGH)
+    found = no_weights(start) or f"a truncated or damaged file ({reason(error)}): copy or download it again"
     if start.startswith(PICKLE_STARTS):
         found = "a pickle (torch.save): `crossmost convert` makes a base of a published checkpoint"
-    else:
-        found = f"a truncated or damaged file ({reason(error)}): copy or download it again"
     return f"expected safetensors in {path}, found {found}"

@@ -13,9 +13,10 @@ from crossmost.errors import InputError
 
 Network = Literal["student", "teacher"]
 
-STUDENT, TEACHER = ("state_dict", "model", "module"), ("model_ema", "state_dict_ema", "ema")
-"""Entries that hold a network: of plain training scripts, of self-training and of DeepSpeed; and the averaged one, as
-self-training, timm and others call it."""
+STUDENT = ("state_dict", "model_state_dict", "model", "module", "base_model")
+"""Entries that hold a network: of plain training scripts, of self-training, of DeepSpeed and of Point-BERT's."""
+TEACHER = ("model_ema", "state_dict_ema", "ema")
+"""Entries that hold the averaged network, as self-training, timm and others call it."""
 
 DEEPEST = 3
 BESIDE = "logit_scale"
@@ -63,7 +64,11 @@ def unwrap(content: Mapping[Any, Any], network: Network, path: Path) -> Unwrappe
     tensors = _tensors({**beside, **content}, path)
     others |= {str(name): "no tensor" for name, value in content.items() if not _usable(value)}
     if not tensors:
-        raise InputError(f"{path}: expected the weights of a network, found no tensor: {_listed(content)}")
+        averaged = next((name for name in TEACHER if _holds_tensors(content.get(name))), None)
+        found = f"no tensor: {_listed(content)}"
+        if averaged:
+            found = f"only the averaged one, {averaged!r}: --network teacher takes it"
+        raise InputError(f"{path}: expected the weights of a network, found {found}")
     return Unwrapped(tensors, others)
 
 
@@ -92,7 +97,8 @@ def _tensors(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
             name = ".".join(part for part in str(key).split(".") if part not in WRAPPERS).removeprefix(PREFIX)
             if name in tensors:
                 raise InputError(f"{path}: expected one tensor {name!r}, found it with and without a wrapper")
-            tensors[name] = value.detach()
+            single = name == BESIDE and value.numel() == 1  # some save it as a vector of one
+            tensors[name] = value.detach().reshape(()) if single else value.detach()
     return tensors
 
 

@@ -18,7 +18,7 @@ from crossmost.errors import InputError
 @command(epilog="Example: `crossmost inspect scans/ --up-axis y`")
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A cloud, a mesh, a dataset, a run, a bundle, a base or a classes.npz.")
+        Path, typer.Argument(help="A cloud, a mesh, a dataset, a run, a bundle, a base (or its name) or a classes.npz.")
     ],
     split: Split = None,
     up_axis: UpAxis = "z",
@@ -29,6 +29,10 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what a bundle, run, base or vocabulary is, or what in a cloud or dataset would make accuracy bad."""
+    if not path.exists():
+        from crossmost.zoo import kept
+
+        path = kept(path)
     facts: tuple[Callable[[Path], Mapping[str, Any]], Callable[[Path], Sequence[str]]] | None = None
     if (path / "manifest.json").is_file():
         from crossmost.runtime import bundle_summary

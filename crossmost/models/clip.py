@@ -1,8 +1,8 @@
 """The one door to open_clip: CLIP models by name, with weights or an error that says what to do.
 
 Names are open_clip's: a built-in one (`ViT-B-16`), `local-dir:FOLDER` or `hf-hub:OWNER/REPO`; the last two
-bring their own weights. OpenAI's weights need the `-quickgelu` variant of a name: a tag and OpenAI's own archive
-are checked for it, another file cannot be.
+bring their own weights. OpenAI's weights need the `-quickgelu` variant of a name: a tag is checked for it, also one
+that a file is said to be of, and OpenAI's own archive; a file that nothing is said of cannot be.
 """
 
 from __future__ import annotations
@@ -112,18 +112,19 @@ def clip_on_meta(config: dict[str, Any]) -> Any:
         return kind(**settings).eval()
 
 
-def pretrained_clip(name: str, weights: str | None) -> Any:
+def pretrained_clip(name: str, weights: str | None, tag: str | None = None) -> Any:
     """Build a CLIP with its pre-trained weights, both towers, on the CPU in float32.
 
     Args:
         name: an open_clip model name.
         weights: a tag of open_clip's (downloaded unless cached) or a file (.safetensors, a state dict or OpenAI's
             TorchScript archive, of which nothing is run); None where the name brings its own.
+        tag: which published weights the file is said to hold.
 
     Raises:
         InputError: no weights, no such tag or file, weights of another architecture, or no way to download.
     """
-    file = weights_file(name, weights)
+    file = weights_file(name, weights, tag)
     if file is not None and is_torchscript(file):
         with open_weights(file) as stored:
             return fill(clip_on_meta(model_config(name)), stored, file)
@@ -138,8 +139,8 @@ def pretrained_clip(name: str, weights: str | None) -> Any:
         ) from error
 
 
-def weights_file(name: str, weights: str | None) -> Path | None:
-    """Find the file with the weights of a model, which may download it.
+def weights_file(name: str, weights: str | None, tag: str | None = None) -> Path | None:
+    """Find the file with the weights of a model, which may download it; see `pretrained_clip`.
 
     Returns:
         None for a folder or repository whose weights only open_clip finds.
@@ -154,11 +155,12 @@ def weights_file(name: str, weights: str | None) -> Path | None:
         return _own_file(name)
     if weights is None:
         raise InputError(f"{name!r} needs weights: {advice(name)}")
-    tag = import_open_clip().get_pretrained_cfg(name, weights)
-    if tag:
-        if not _same_gelu(name, tag):
-            raise InputError(f"weights {weights!r} of {name!r} {_other_gelu(name)}")
-        return _download(name, weights, tag)
+    published = import_open_clip().get_pretrained_cfg
+    for known in filter(None, (weights, tag)):
+        if (source := published(name, known)) and not _same_gelu(name, source):
+            raise InputError(f"weights {known!r} of {name!r} {_other_gelu(name)}")
+    if source := published(name, weights):
+        return _download(name, weights, source)
     if not Path(weights).is_file():
         tags = ", ".join(known_tags(name)) or "none"
         raise InputError(f"expected a weights file or a tag of {name!r} ({tags}), found {weights!r}")

@@ -12,7 +12,7 @@ from crossmost.models.clip_filling import fill_text, without_image
 from crossmost.runtime.text_tags import SLIP
 
 
-def load_text(name: str, weights: str | None) -> Any:
+def load_text(name: str, weights: str | None, tag: str | None = None) -> Any:
     """Build a CLIP that has its text tower only, with pre-trained weights, on the CPU in float32.
 
     The image tower gets no memory, and only the text half of the file is read. Text towers of Hugging Face, and
@@ -21,15 +21,16 @@ def load_text(name: str, weights: str | None) -> Any:
     Args:
         name: an open_clip model name.
         weights: a tag of open_clip's, a file, or None where the name brings its own.
+        tag: which published weights the file is said to hold.
 
     Raises:
         InputError: no weights, no such tag or file, weights of another architecture, or no way to download.
     """
-    file = weights_file(name, weights)
+    file = weights_file(name, weights, tag)
     config = model_config(name)
     by_parts = "hf_model_name" not in config["text_cfg"] and file is not None and file.suffix != ".npz"
     model = _load_half(name, config, file) if by_parts and file is not None else None
-    return without_image(pretrained_clip(name, weights)) if model is None else model
+    return without_image(pretrained_clip(name, weights, tag)) if model is None else model
 
 
 def _load_half(name: str, config: dict[str, Any], file: Path) -> Any:

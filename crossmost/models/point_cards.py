@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from crossmost.errors import InputError
+from crossmost.runtime.orientation import FRAMES
 from crossmost.runtime.sampling import RADII
 
 CARDS = "crossmost.models"
@@ -21,24 +22,26 @@ class PointCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    points: int  # N: a larger cloud is thinned to this many
-    groups: int  # G
-    neighbors: int  # K
+    points: int = Field(ge=1)  # N: a larger cloud is thinned to this many
+    groups: int = Field(ge=1)  # G
+    neighbors: int = Field(ge=1)  # K
     # A patch is the first K points so near its centre; None: the K nearest.
     radius: float | None = Field(default=None, ge=RADII[0], le=RADII[1])
-    channels: int  # 3 for xyz, 6 for xyz and rgb
-    width: int  # of a token
-    depth: int
-    heads: int
-    drop_path: float = 0.1  # of the last block; rises linearly from 0
-    learning_rate: float = 2e-5  # per 256 clouds: what suits a network of this size
+    channels: Literal[3, 6]  # xyz, or xyz and rgb
+    width: int = Field(ge=1)  # of a token
+    depth: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    drop_path: float = Field(0.1, ge=0, lt=1)  # of the last block; rises linearly from 0
+    learning_rate: float = Field(2e-5, gt=0)  # per 256 clouds: what suits a network of this size
     up_axis: str = "z"  # of `crossmost.runtime.orientation.FRAMES`
-    color_filler: float = 0.4  # rgb of a cloud without colour, where channels is 6
+    color_filler: float = Field(0.4, ge=0, le=1)  # rgb of a cloud without colour, where channels is 6
 
     @model_validator(mode="after")
-    def _divisible(self) -> PointCard:
+    def _consistent(self) -> PointCard:
         if self.width % self.heads:
             raise ValueError(f"expected a width that is a multiple of {self.heads} heads, found {self.width}")
+        if self.up_axis not in FRAMES:
+            raise ValueError(f"expected an up_axis of {', '.join(FRAMES)}, found {self.up_axis!r}")
         return self
 
     @property
@@ -140,7 +143,11 @@ def read_point_card(numbers: Mapping[str, Any]) -> PointCard:
     name = numbers.get("architecture", "point-bert")
     if name not in ARCHITECTURES:
         raise ValueError(f"expected an architecture of {', '.join(ARCHITECTURES)}, found {name!r}")
-    return ARCHITECTURES[name](**numbers)
+    try:
+        return ARCHITECTURES[name](**numbers)
+    except ValidationError as error:  # its own text is of many lines
+        first = error.errors()[0]
+        raise ValueError(" ".join([*map(str, first["loc"]), first["msg"]])) from error
 
 
 def list_point_cards() -> list[str]:

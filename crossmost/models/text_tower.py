@@ -99,7 +99,7 @@ def text_model(clip: str, weights: str | None, *, allow_random: bool = False) ->
     weights = weights or tag
     if weights is None and allow_random and not has_scheme(name):
         return without_image(random_text(CONFIG if name == SLIP else model_config(name))).eval()
-    return load_slip(weights) if name == SLIP else load_text(name, weights)
+    return load_slip(weights) if name == SLIP else load_text(name, weights, tag)
 
 
 def text_tokenizer(clip: str) -> Any:

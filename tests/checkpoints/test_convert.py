@@ -562,6 +562,23 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, published: Modu
         convert(tmp_path, published.ddp(state))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("running_var", -1.0, "expected variances of 0 or more, found -1"),
+        ("logit_scale", 100.0, "expected the logarithm of what cosines are multiplied by, .* found 100"),
+    ],
+)
+def test_weights_that_no_training_leaves_behind_are_refused(
+    tmp_path: Path, published: ModuleType, key: str, value: float, said: str
+) -> None:
+    state = point_state(published, "ulip-pointbert")
+    found = next(name for name in state if name.endswith(key))
+    state[found] = torch.full_like(state[found], value)
+    with pytest.raises(InputError, match=rf"\.pt: {said}.*{key}"):
+        convert(tmp_path, published.ddp(state))
+
+
 # The command.
 
 

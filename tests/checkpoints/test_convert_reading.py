@@ -186,6 +186,41 @@ def test_other_archives_are_named(tmp_path: Path) -> None:
     assert "a single list" in refused(tmp_path / "list.pt")
 
 
+def test_damaged_tensors_of_a_whole_archive_are_noticed(tmp_path: Path) -> None:
+    """torch checks no sum: zeros in the place of weights would become a base without a word."""
+    torch.save({"state_dict": {"w": torch.arange(1.0, 4097)}}, tmp_path / "a.pt")
+    content = (tmp_path / "a.pt").read_bytes()
+    record = torch.arange(1.0, 4097).numpy().tobytes()
+    assert record in content
+    (tmp_path / "a.pt").write_bytes(content.replace(record, record[:1000] + bytes(4) + record[1004:]))
+    assert "a truncated or damaged file" in refused(tmp_path / "a.pt")
+
+
+def test_an_archive_without_sums_is_read(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"state_dict": WEIGHTS}, tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert read_legacy(tmp_path / "a.pt")["state_dict"].keys() == WEIGHTS.keys()
+
+
+def test_a_compressed_archive_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": WEIGHTS}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as stored, zipfile.ZipFile(tmp_path / "b.pt", "w") as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name), zipfile.ZIP_DEFLATED)
+    assert "a compressed archive" in refused(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torch_file_is_read_whatever_the_suffix(tmp_path: Path, zipped: bool) -> None:
+    torch.save({"state_dict": WEIGHTS}, tmp_path / "a.safetensors", _use_new_zipfile_serialization=zipped)
+    found = read_legacy(tmp_path / "a.safetensors")["state_dict"]
+    assert all(torch.equal(found[key], value) for key, value in WEIGHTS.items())
+
+
 def test_a_base_needs_no_conversion(tmp_path: Path, tiny_architecture: Architecture) -> None:
     point, _, dim, text = tiny_architecture
     model = DualEncoder(point, None, dim)
@@ -213,6 +248,8 @@ WRAPPED: list[Callable[[dict[str, Any]], dict[str, Any]]] = [
     lambda state: state,
     lambda state: {"state_dict": state},
     lambda state: {"model": state, "epoch": 3},
+    lambda state: {"model_state_dict": state},
+    lambda state: {"base_model": state, "metrics": {"acc": 0.9}},
     lambda state: {"module": state},
     lambda state: {"model": {"state_dict": state}},
     lambda state: {"model": {"name": "ULIP"}, "module": state},
@@ -246,6 +283,17 @@ def test_the_scale_beside_a_network_belongs_to_it() -> None:
     found = unwrap(content, "student", Path("a.pt"))
     assert found.tensors["logit_scale"] == 2.0
     assert found.others == {}
+
+
+def test_a_scale_may_be_a_vector_of_one() -> None:
+    found = unwrap({**WEIGHTS, "logit_scale": torch.tensor([4.6])}, "student", Path("a.pt"))
+    assert found.tensors["logit_scale"].shape == ()
+
+
+def test_a_file_of_the_averaged_network_alone_says_how_it_is_taken() -> None:
+    with pytest.raises(InputError, match="only the averaged one, 'ema': --network teacher takes it"):
+        unwrap({"ema": WEIGHTS}, "student", Path("a.pt"))
+    assert unwrap({"ema": WEIGHTS}, "teacher", Path("a.pt")).tensors.keys() == WEIGHTS.keys()
 
 
 def test_each_other_entry_is_listed(published: ModuleType) -> None:

@@ -116,7 +116,9 @@ class TestWeights:
         store.save_weights(tmp_path / "w.safetensors", {"w": torch.ones(3)}, {"role": "student"})
         with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
             assert torch.equal(file.get_tensor("w"), torch.ones(3))
-            assert json.loads(file.metadata()[store.METADATA_KEY]) == {"role": "student"}
+            found = json.loads(file.metadata()[store.METADATA_KEY])
+            assert found.pop(store.DIGEST_KEY)
+            assert found == {"role": "student"}
 
     def test_files_of_others_keep_their_metadata(self, tmp_path: Path) -> None:
         save_file({"w": torch.ones(3)}, tmp_path / "with.safetensors", metadata={"format": "pt"})
@@ -169,7 +171,35 @@ class TestWeights:
         path.write_bytes(path.read_bytes()[:keep])
         with pytest.raises(InputError) as caught:
             store.load_weights(path)
-        assert_one_line(caught.value, "w.safetensors", "truncated or damaged")
+        assert_one_line(caught.value, "w.safetensors", "truncated or damaged" if keep else "an empty file")
+
+    def test_damaged_numbers_are_noticed(self, tmp_path: Path) -> None:
+        """Zeros in the place of weights are numbers like any others, and safetensors has no sum of its own."""
+        path = tmp_path / "w.safetensors"
+        store.save_weights(path, {"w": torch.ones(30), "n": torch.tensor(3), "none": torch.ones(0)}, {"a": "b"})
+        assert store.load_weights(path).metadata == store.load_metadata(path) == {"a": "b"}
+        path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+        with pytest.raises(InputError) as caught:
+            store.load_weights(path)
+        assert_one_line(caught.value, "w.safetensors", "not those that were written")
+        assert store.load_weights(path, check=False).tensors["n"] == 3
+
+    @pytest.mark.parametrize("own", ["[]", '{"format": 5}', "no JSON"])
+    def test_metadata_that_are_no_texts(self, tmp_path: Path, own: str) -> None:
+        save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors", metadata={store.METADATA_KEY: own})
+        with pytest.raises(InputError) as caught:
+            store.load_metadata(tmp_path / "w.safetensors")
+        assert_one_line(caught.value, "w.safetensors")
+
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [(b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer"), (b"<!DOCTYPE html>", "HTML page")],
+    )
+    def test_failed_downloads_are_named(self, tmp_path: Path, content: bytes, found: str) -> None:
+        (tmp_path / "w.safetensors").write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            store.load_weights(tmp_path / "w.safetensors")
+        assert_one_line(caught.value, "w.safetensors", found)
 
     def test_a_file_of_noise_or_with_a_damaged_header(self, tmp_path: Path) -> None:
         path = tmp_path / "w.safetensors"
@@ -234,7 +264,7 @@ class TestState:
         large, names = torch.arange(1e6), ["student"]
         weights = {"student": store.Weights({"w": large}, {})}
         store.save_generation(tmp_path, store.Generation(1, weights, {"progress": 7, "w": large}))
-        found = store.load_generation(tmp_path, names)
+        found = store.load_generation(tmp_path, names, check=False)
         assert found.state["progress"] == 7
         for name in ("state.pt", "student.safetensors"):
             assert 0 <= resident(tmp_path / name) < 1000

@@ -2,9 +2,11 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from crossmost.errors import InputError
 from crossmost.models.clip import import_open_clip, model_config, pretrained_clip
+from crossmost.models.text_tower import text_model
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,13 @@ def test_a_missing_file_names_the_tags_that_fit():
 def test_openai_weights_ask_for_quickgelu(name, tag, other):
     with pytest.raises(InputError, match=f"the other GELU: use '{other}'"):
         pretrained_clip(name, tag)
+
+
+def test_a_file_that_is_said_to_hold_openais_weights_asks_for_quickgelu_too(tiny_clip, tmp_path):
+    file = tmp_path / "ViT-B-32.safetensors"
+    save_file(tiny_clip.model.state_dict(), file)
+    with pytest.raises(InputError, match="'openai' of 'ViT-B-32' were trained with the other GELU"):
+        text_model("ViT-B-32/openai", str(file))
 
 
 def test_a_failed_download_is_one_line_and_says_what_to_give(monkeypatch, capsys):

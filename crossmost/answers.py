@@ -228,6 +228,7 @@ def embed(
     reading: Reading,
     *,
     split: str | None = None,
+    topic: str | None = None,
     threads: int | None = None,
 ) -> None:
     """Write the embeddings of all clouds, in their order: (N, D) float32 unit rows, and beside them what each row is.
@@ -236,14 +237,16 @@ def embed(
 
     Args:
         model: a bundle, a run, a base, or the name of a public encoder, which is fetched.
-        paths: of clouds, and with a bundle of recordings with one topic of clouds.
+        paths: of clouds, and with a bundle of recordings.
         out: the .npy to write; what each row is goes into the .ids.txt of the same stem, one a line: see `row_names`.
         reading: how the clouds are read.
         split: of each of the paths; None for all of it.
+        topic: of the recordings, all of which have it; None where they have one of clouds.
         threads: of a pass on the CPU; None for one a core.
 
     Raises:
-        InputError: a place where nothing can be written, before any work; or no cloud that can be read.
+        InputError: a place where nothing can be written, before any work; a topic for what is no recording; or no cloud
+            that can be read.
         WorkFailed: the files cannot be written.
     """
     ids = out.with_suffix(IDS)
@@ -253,7 +256,9 @@ def embed(
         raise InputError(f"{missing}: expected a folder or file of clouds, found nothing there")
     bad: dict[str, str] = {}
     if (model / MANIFEST).is_file():
-        names, rows = embedded(model, paths, reading, bad, split=split, threads=threads)
+        names, rows = embedded(model, paths, reading, bad, split=split, topic=topic, threads=threads)
+    elif topic is not None:
+        raise InputError(f"{model}: expected a bundle for --topic: recordings are read with one")
     else:
         from crossmost.workflows import embed_clouds
         from crossmost.zoo import resolve
@@ -300,6 +305,7 @@ def embedded(
     bad: dict[str, str],
     *,
     split: str | None,
+    topic: str | None,
     threads: int | None,
 ) -> tuple[list[str], NDArray[np.float32]]:
     """Names and embeddings of clouds by a bundle; those that cannot be read go into `bad`: see `embed`."""
@@ -311,9 +317,9 @@ def embedded(
             by_file, start = False, f"{path}/" if several else ""
             if opens_as_recording(path, reading, split):
                 up_axis = reading.up_axis
-                clouds = messages(path, None, bad, colored=reading.color != "none")
+                clouds = messages(path, topic, bad, colored=reading.color != "none")
             else:
-                up_axis, dataset = DATASET_UP, open_clouds(bundle, path, reading, split)
+                up_axis, dataset = DATASET_UP, open_clouds(bundle, path, reading, split, topic)
                 by_file, start = row_names(dataset, path, several=several)
                 clouds = readable(dataset, path, bad)
             for part in parts(clouds):

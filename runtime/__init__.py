@@ -4,13 +4,14 @@
     clf = Classifier.load("scans.bundle")
     clf(points)[0]                                  # Prediction(label='mug', score=0.93, ...)
 
-Importing this package loads nothing else; the names below come with their first use, and ONNX Runtime or TensorRT
-with the first bundle.
+Importing this package loads nothing else, and tells ONNX Runtime to send no telemetry; the names below come with
+their first use, and ONNX Runtime or TensorRT with the first bundle.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ __all__ = [
     "TestTimeCache",
     "Vocabulary",
 ]
+
+
+# ONNX Runtime reads this where it is first imported: from 1.31 on it would else keep a device id in the user's home
+# and send events to its makers. Who wants that sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,14 @@ import os
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossmost.runtime.class_bank import ClassBank, load_class_bank, load_classes
+from crossmost.runtime.class_names import check_class_names
 from crossmost.runtime.manifest import Manifest, check_files, locate
 from crossmost.runtime.text_encoder import GRAPH, TOKENIZER, InvalidTextEncoder, TextEncoder
 from crossmost.runtime.text_tags import explain_other_model, remedy
@@ -21,9 +24,15 @@ CLASSES = "classes.npz"
 TEXT_FILES = ("text_", "tokenizer.")
 """How the names of the text encoder's files start."""
 
+GIVEN = "given to set_classes"
+"""The rule of a threshold that the user chose."""
+
 NOTHING_UNKNOWN = (
     "with these classes no cloud will be unknown: the threshold was found with the bundle's own, all of them"
 )
+
+MOST_KEPT = 4096
+"""Names whose embeddings are kept for the next choice: some megabytes."""
 
 SAME = 1e-4
 """Class vectors that differ by less in every number give the same similarities."""
@@ -52,12 +61,19 @@ class ClassChoice:
         """
         self._bundle, self._manifest, self._threads = bundle, manifest, threads
         self._text: TextEncoder | None = None
+        self._rows: dict[str, NDArray[np.float32]] = {}  # embeddings (D,) of names, embedded once
         self._lock = threading.Lock()
         self.own = self._fitting(load_class_bank(locate(bundle, CLASSES)))
         """The classes of the bundle."""
 
-    def bank(self, classes: Classes) -> ClassBank:
+    def bank(self, classes: Classes, unknown_similarity: float | None = None) -> ClassBank:
         """Make the class bank of what a user gives: see `Classifier.set_classes`."""
+        bank = self._bank(classes)
+        if unknown_similarity is None:
+            return bank
+        return replace(bank, unknown_similarity=_number(unknown_similarity), unknown_rule=GIVEN)
+
+    def _bank(self, classes: Classes) -> ClassBank:
         if isinstance(classes, (str, os.PathLike)):
             classes = load_classes(Path(classes))
         if isinstance(classes, ClassBank):
@@ -72,7 +88,10 @@ class ClassChoice:
             )
         names = tuple(classes)
         check_names(names)
-        return self._chosen(names) if set(names) <= set(self.own.vocabulary.names) else self._embedded(names)
+        if set(names) <= set(self.own.vocabulary.names):
+            return self._chosen(names)
+        check_class_names(names)
+        return self._embedded(names)
 
     def note(self, bank: ClassBank) -> str:
         """What one should know of classes that `bank` made; empty where there is nothing."""
@@ -110,10 +129,22 @@ class ClassChoice:
         return ClassBank(own.vocabulary.select(names), lengths, own.temperature, *self._threshold(names))
 
     def _embedded(self, names: tuple[str, ...]) -> ClassBank:
-        """Other classes: embedded as the bundle's were."""
-        own = self.own.vocabulary
-        vocabulary = self._text_encoder().vocabulary(
-            names, own.prompts, logit_scale=own.logit_scale, tag=own.tag, spaces=self._spaces()
+        """Other classes: embedded as the bundle's were, and each name once."""
+        own, known = self.own.vocabulary, self._rows
+        rows = {name: known[name] for name in names if name in known}
+        if new := tuple(name for name in names if name not in rows):
+            found = self._text_encoder().vocabulary(
+                new, own.prompts, logit_scale=own.logit_scale, tag=own.tag, spaces=self._spaces()
+            )
+            rows |= zip(new, found.embeddings, strict=True)
+            # Replaced and never changed: of two threads that embed at once, one may do so again later.
+            self._rows = {**known, **rows} if len(known) + len(new) <= MOST_KEPT else rows
+        vocabulary = Vocabulary.create(
+            names,
+            np.stack([rows[name] for name in names]),
+            logit_scale=own.logit_scale,
+            prompts=own.prompts,
+            tag=own.tag,
         )
         return self._fitting(self._like_own(vocabulary))
 
@@ -155,3 +186,9 @@ class ClassChoice:
         """Whether `night_stand` is embedded as `night stand`: as the export found that the vocabulary was."""
         facts = self._manifest.provenance.get("text_encoder")
         return not isinstance(facts, dict) or facts.get("spaces") is not False
+
+
+def _number(similarity: float) -> float:
+    if isinstance(similarity, bool) or not isinstance(similarity, Real):
+        raise InvalidVocabulary(f"expected unknown_similarity as a number, found {similarity!r}")
+    return float(similarity)

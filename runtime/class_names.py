@@ -48,7 +48,7 @@ def check_class_names(names: tuple[str, ...]) -> None:
     check_names(names)
     first: dict[str, str] = {}
     for name in names:
-        other = first.setdefault(name.lower().replace("_", " "), name)
+        other = first.setdefault(" ".join(name.lower().replace("_", " ").split()), name)
         if other is not name:
             raise InvalidVocabulary(
                 f"expected different class names, found {other!r} and {name!r}: CLIP ignores case, and reads an "

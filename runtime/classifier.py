@@ -11,7 +11,7 @@ from importlib import metadata
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,9 +102,11 @@ class Classifier:
             InvalidChoice, InvalidCloud: no such backend, device or number of threads; no such axis.
             BackendUnavailable: nothing here can run it; says why and what to type.
         """
-        folder = Path(bundle)
         wish = Wish(backend, device, threads, rebuild)
-        manifest = load_manifest(folder)
+        manifest = load_manifest(bundle)
+        folder = Path(
+            bundle
+        ).resolve()  # what is opened later is still there when the process has gone elsewhere
         clouds_in = CloudsIn(manifest.encoder, up_axis)
         check_files(
             folder, manifest, {CLASSES, GRAPH, *needed(manifest)}
@@ -152,7 +154,7 @@ class Classifier:
         """The test-time cache in use; None where it is off."""
         return self._judge.cache
 
-    def set_classes(self, classes: Classes) -> None:
+    def set_classes(self, classes: Classes, *, unknown_similarity: float | None = None) -> None:
         """Tell other classes apart from the next call on; a test-time cache starts anew.
 
         Args:
@@ -161,15 +163,18 @@ class Classifier:
                 encoder (`crossmost export --text-encoder`): they get the bundle's prompts, scale and temperature. A
                 vocabulary gets the bundle's scale and temperature too: its own scale is that of its text model, at
                 which nearly every score is 0 or 1. A bank is taken as it is, `ClassBank.plain` of a vocabulary as well.
-                No cloud is `unknown` unless a bank brings its threshold, or the names are the bundle's own, all of
-                them: a threshold holds for the classes it was found with. `info()` says so.
+                Names are embedded once and remembered.
+            unknown_similarity: a cloud that is less similar to each of these classes is `unknown`; see
+                `Prediction.similarity`. None: a bank's own threshold, or the bundle's where the names are the bundle's
+                own, all of them: a threshold holds for the classes it was found with. With other classes no cloud is
+                `unknown` then, and `info()` says so.
 
         Raises:
             InvalidVocabulary: names or embeddings that cannot be used, such as those of another text model; the old
                 classes stay.
             InvalidTextEncoder: the text encoder is missing or damaged, or the bundle knows no prompts.
         """
-        bank = self._choice.bank(classes)
+        bank = self._choice.bank(classes, unknown_similarity)
         with self._swap:
             cache = self._judge.cache
             self._judge = Judge(bank, cache.fresh() if cache is not None else None)
@@ -248,6 +253,9 @@ class Classifier:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidCall("a classifier is of one process: load the bundle in each that classifies")
 
     def __repr__(self) -> str:
         name, count = self._selection.backend.name, len(self._judge.bank)

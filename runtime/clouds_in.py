@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -111,7 +112,7 @@ def as_array(points: Any) -> NDArray[Any]:
             return to_host(points)
         if hasattr(points, "__dlpack__"):
             return _from_dlpack(points)
-        return np.asarray(points)
+        array = np.asarray(points)
     except UnreadableArray as error:
         raise InvalidCloud(str(error)) from error
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
@@ -119,6 +120,18 @@ def as_array(points: Any) -> NDArray[Any]:
         raise InvalidCloud(
             f"expected points of shape (N, 3), found a {type(points).__name__} that is no array: {reason}"
         ) from error
+    if array.ndim == 0:
+        raise InvalidCloud(f"expected points of shape (N, 3), found a {type(points).__name__}{_hint(points)}")
+    return array
+
+
+def _hint(points: Any) -> str:
+    """How something that is no array becomes one, where that is known."""
+    if hasattr(points, "fields") and hasattr(points, "point_step"):
+        return ": crossmost.runtime.ros.cloud_from_message reads the message"
+    if isinstance(points, (str, os.PathLike)):
+        return ": read the file first, or give it to `crossmost predict`"
+    return ""
 
 
 def _from_dlpack(points: Any) -> NDArray[Any]:

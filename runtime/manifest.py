@@ -161,13 +161,16 @@ class Manifest:
         )
 
 
-def load_manifest(bundle: Path) -> Manifest:
+def load_manifest(bundle: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a bundle; its files are left to `check_files`.
 
     Raises:
         InvalidBundle: no bundle, a newer one, or a manifest that is damaged or makes no sense.
     """
-    bundle = Path(bundle)
+    try:
+        bundle = Path(bundle)
+    except TypeError:
+        raise InvalidBundle(f"expected the path of a bundle, found {bundle!r}") from None
     if not os.path.lexists(bundle / MANIFEST):
         what = (
             f"no {MANIFEST} in it" if bundle.is_dir() else "a file" if bundle.exists() else "no such folder"

@@ -125,7 +125,7 @@ def _choose_topic(path: Path, connections: Collection[Any], topic: str | None) -
             f"{path}: expected a topic of {POINT_CLOUD}, found the topics {listed(others)}"
         )
     if topic is None and len(topics) > 1:
-        raise InvalidRecording(f"{path}: expected the choice of a topic, found {listed(topics)}")
+        raise InvalidRecording(f"{path}: expected the choice of a topic (--topic), found {listed(topics)}")
     if topic is not None and topic not in topics:
         asked = listed([repr(topic)])
         raise InvalidRecording(

@@ -14,6 +14,7 @@ import trimesh
 from typer.testing import CliRunner
 
 from crossmost import answers
+from crossmost.checkpoints.base import load_base, save_base
 from crossmost.cli import app
 from crossmost.data.reading import Reading
 from crossmost.errors import WorkFailed
@@ -519,3 +520,13 @@ main()
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout
+
+
+def test_a_base_that_embeds_clouds_as_nothing_is_refused(crossmost, tiny_base, folder, tmp_path):
+    model, architecture = load_base(tiny_base)
+    model.point_projection.data.zero_()
+    save_base(tmp_path / "zero.safetensors", model, architecture, {})
+    result = crossmost("embed", tmp_path / "zero.safetensors", folder, "--out", tmp_path / "e.npy")
+    assert result.exit_code == 1
+    assert "zero.safetensors embedded 3 of 3 clouds as NaN, infinity or nothing" in result.stderr
+    assert not (tmp_path / "e.npy").exists()

@@ -103,7 +103,9 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     if any(name.endswith("/constants.pkl") for name in names):
         raise _refused(path, "a TorchScript archive, which is a program: save its state dict")
     if not any(name.endswith("data.pkl") for name in names):
-        raise _refused(path, f"another zip archive, with {names[0] if names else 'nothing'!r} in it: unpack it")
+        raise _refused(
+            path, f"another zip archive, with {names[0] if names else 'nothing'!r} in it: unpack it"
+        )
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise _refused(path, "a compressed archive, which torch cannot read: unpack it and `zip -0` it again")
 

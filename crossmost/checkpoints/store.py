@@ -118,7 +118,9 @@ def load_weights(path: Path, *, check: bool = True) -> Weights:
         metadata = _metadata(file)
     noted = metadata.pop(DIGEST_KEY, None)  # files of others and of older versions have none
     if check and noted is not None and noted != _digest(tensors):
-        raise InputError(f"{path}: its tensors are not those that were written: copy it again, or delete it and make it anew")
+        raise InputError(
+            f"{path}: its tensors are not those that were written: copy it again, or delete it and make it anew"
+        )
     return Weights(tensors, metadata)
 
 
@@ -165,7 +167,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -243,9 +245,7 @@ def save_generation(run: Path, generation: Generation) -> None:
         _finish_interrupted(run)
 
 
-def load_generation(
-    run: Path, names: Sequence[str], *, state: bool = True, check: bool = True
-) -> Generation:
+def load_generation(run: Path, names: Sequence[str], *, state: bool = True, check: bool = True) -> Generation:
     """Load files that were saved together; changes nothing on disk, so a run in training can be read.
 
     Args:

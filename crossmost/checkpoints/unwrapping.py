@@ -65,10 +65,10 @@ def unwrap(content: Mapping[Any, Any], network: Network, path: Path) -> Unwrappe
     others |= {str(name): "no tensor" for name, value in content.items() if not _usable(value)}
     if not tensors:
         averaged = next((name for name in TEACHER if _holds_tensors(content.get(name))), None)
-        found = f"no tensor: {_listed(content)}"
+        what = f"no tensor: {_listed(content)}"
         if averaged:
-            found = f"only the averaged one, {averaged!r}: --network teacher takes it"
-        raise InputError(f"{path}: expected the weights of a network, found {found}")
+            what = f"only the averaged one, {averaged!r}: --network teacher takes it"
+        raise InputError(f"{path}: expected the weights of a network, found {what}")
     return Unwrapped(tensors, others)
 
 

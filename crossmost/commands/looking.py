@@ -18,7 +18,10 @@ from crossmost.errors import InputError
 @command(epilog="Example: `crossmost inspect scans/ --up-axis y`")
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A cloud, a mesh, a dataset, a run, a bundle, a base (or its name) or a classes.npz.")
+        Path,
+        typer.Argument(
+            help="A cloud, a mesh, a dataset, a run, a bundle, a base (or its name) or a classes.npz."
+        ),
     ],
     split: Split = None,
     up_axis: UpAxis = "z",

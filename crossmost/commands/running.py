@@ -16,6 +16,7 @@ Bundle = Annotated[Path, typer.Argument(help="Folder made by `crossmost export`.
 Backend = Annotated[
     str, typer.Option(help="tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or auto: the best.")
 ]
+Topic = Annotated[str | None, typer.Option(help="PointCloud2 topic of a recording.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of one pass on the CPU; default: one a core.")]
 
 
@@ -34,7 +35,7 @@ def predict(
             help="Other classes: 'mug,bowl' or a file of names (needs --text-encoder), or a classes.npz."
         ),
     ] = None,
-    topic: Annotated[str | None, typer.Option(help="PointCloud2 topic of a recording.")] = None,
+    topic: Topic = None,
     backend: Backend = "auto",
     threads: Threads = None,
     split: Split = None,
@@ -67,6 +68,7 @@ def embed(
     ],
     paths: Annotated[list[Path], typer.Argument(help="Clouds, folders or datasets.")],
     out: Annotated[Path, typer.Option(help="The .npy to write: (N, D) float32, unit rows.")],
+    topic: Topic = None,
     threads: Threads = None,
     split: Split = None,
     up_axis: UpAxis = "z",
@@ -77,7 +79,8 @@ def embed(
     from crossmost import answers
     from crossmost.data.reading import Reading
 
-    answers.embed(model, paths, out, Reading(up_axis, columns, color), split=split, threads=threads)
+    reading = Reading(up_axis, columns, color)
+    answers.embed(model, paths, out, reading, split=split, topic=topic, threads=threads)
 
 
 @command(epilog="Example: `crossmost bench scans.bundle --batches 1,8 --json`")

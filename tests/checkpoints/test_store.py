@@ -176,7 +176,9 @@ class TestWeights:
     def test_damaged_numbers_are_noticed(self, tmp_path: Path) -> None:
         """Zeros in the place of weights are numbers like any others, and safetensors has no sum of its own."""
         path = tmp_path / "w.safetensors"
-        store.save_weights(path, {"w": torch.ones(30), "n": torch.tensor(3), "none": torch.ones(0)}, {"a": "b"})
+        store.save_weights(
+            path, {"w": torch.ones(30), "n": torch.tensor(3), "none": torch.ones(0)}, {"a": "b"}
+        )
         assert store.load_weights(path).metadata == store.load_metadata(path) == {"a": "b"}
         path.write_bytes(path.read_bytes()[:-40] + bytes(40))
         with pytest.raises(InputError) as caught:
@@ -193,7 +195,10 @@ class TestWeights:
 
     @pytest.mark.parametrize(
         ("content", "found"),
-        [(b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer"), (b"<!DOCTYPE html>", "HTML page")],
+        [
+            (b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer"),
+            (b"<!DOCTYPE html>", "HTML page"),
+        ],
     )
     def test_failed_downloads_are_named(self, tmp_path: Path, content: bytes, found: str) -> None:
         (tmp_path / "w.safetensors").write_bytes(content)

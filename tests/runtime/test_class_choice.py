@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from crossmost.runtime import class_choice
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.class_choice import NOTHING_UNKNOWN, ClassChoice
 from crossmost.runtime.manifest import InvalidBundle, load_manifest
@@ -32,6 +33,39 @@ def test_names_are_embedded_like_the_bundles_own(speaking):
     np.testing.assert_array_equal(bank.vocabulary.embeddings, expected.embeddings)
     assert (bank.vocabulary.logit_scale, bank.vocabulary.tag) == (own.logit_scale, own.tag)
     assert bank.unknown_similarity is None
+
+
+def test_a_name_is_embedded_once(speaking, monkeypatch):
+    asked = []
+    whole = TextEncoder.embed
+
+    def embed(self, texts):
+        asked.append(len(texts))
+        return whole(self, texts)
+
+    monkeypatch.setattr(TextEncoder, "embed", embed)
+    chosen = choice(speaking)
+    prompts = len(chosen.own.vocabulary.prompts)
+    first = chosen.bank(["mug", "cup"]).vocabulary
+    both = chosen.bank(["wine glass", "cup", "mug"]).vocabulary
+    chosen.bank(["cup"])
+    assert asked == [2 * prompts, prompts]
+    np.testing.assert_array_equal(both.select(["mug", "cup"]).embeddings, first.embeddings)
+
+
+def test_names_that_are_no_longer_kept_are_embedded_anew(speaking, monkeypatch):
+    monkeypatch.setattr(class_choice, "MOST_KEPT", 2)
+    chosen = choice(speaking)
+    expected = chosen.bank(["mug", "cup"]).vocabulary.embeddings
+    chosen.bank(["wine glass", "cup"])
+    found = chosen.bank(["mug", "cup"]).vocabulary.embeddings
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [["mug", "Mug"], ["wine glass", "wine_glass"], ["mug", " mug "]])
+def test_names_that_the_text_encoder_cannot_tell_apart_are_refused(speaking, names):
+    with pytest.raises(InvalidVocabulary, match="CLIP ignores case"):
+        choice(speaking).bank(names)
 
 
 def test_underscores_stay_where_the_export_found_that_they_did(speaking, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -243,10 +245,11 @@ def test_bad_points_are_dropped_and_counted(shared, bad):
         (np.zeros((2, 2, 10, 3)), r"found \(2, 2, 10, 3\)"),
         (np.zeros((10, 3), complex), "real numbers"),
         (np.array([["a", "b", "c"]]), "real numbers"),
-        (None, "found"),
-        ("cloud.ply", "found"),
+        (None, "found a NoneType$"),
+        ("cloud.ply", "found a str: read the file first"),
         ([[1, 2, 3], [4, 5]], "found"),
-        ({"points": 1}, "found"),
+        ({"points": 1}, "found a dict$"),
+        (SimpleNamespace(fields=[], point_step=12), "found a SimpleNamespace: .*cloud_from_message reads"),
     ],
 )
 def test_what_is_no_cloud_is_refused_in_one_line(shared, points, message):
@@ -426,6 +429,21 @@ def test_classes_that_cannot_be_used_leave_the_old_ones(own):
         assert own.classes == SHAPES
 
 
+def test_a_threshold_may_be_given_with_the_classes(own, exported, shapes_of):
+    clouds = shapes_of(12)
+    similarities = sorted(prediction.similarity for prediction in own(clouds))
+    own.set_classes(SHAPES, unknown_similarity=similarities[4])
+    assert sum(prediction.unknown for prediction in own(clouds)) == 4
+    own.set_classes(["table", "chair"], unknown_similarity=2)
+    assert all(prediction.unknown for prediction in own(clouds))
+    assert own.info()["classes"]["unknown_similarity"] == 2
+    assert own.info()["classes"]["note"] == ""
+    for wrong in (float("nan"), "0.3", True):
+        with pytest.raises(InvalidVocabulary, match="unknown_similarity"):
+            own.set_classes(["table", "chair"], unknown_similarity=wrong)
+    assert own.classes == ("table", "chair")
+
+
 # The memory.
 
 
@@ -562,6 +580,29 @@ def test_what_is_no_bundle_is_refused(tmp_path):
             load(path)
 
 
+@pytest.mark.parametrize("path", [None, 5, b"a.bundle"])
+def test_what_is_no_path_is_no_bundle(path):
+    with pytest.raises(InvalidBundle, match="expected the path of a bundle, found"):
+        load(path)
+
+
+def test_the_bundle_is_found_wherever_the_process_goes(speaking, tmp_path, monkeypatch):
+    """A link to the newest bundle is moved, and the text encoder is opened late."""
+    link = tmp_path / "current"
+    link.symlink_to(speaking, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    classifier = load("current")
+    monkeypatch.chdir(tmp_path.parent)
+    link.unlink()
+    classifier.set_classes(["mug", "wine glass"])
+    assert {name for name, _ in classifier(cloud())[0].top_k} == {"mug", "wine glass"}
+
+
+def test_a_classifier_cannot_be_sent_to_another_process(shared):
+    with pytest.raises(InvalidCall, match="load the bundle in each"):
+        pickle.dumps(shared)
+
+
 def test_class_embeddings_of_another_width_are_refused(altered):
     with pytest.raises(
         InvalidVocabulary, match="expected class embeddings of the encoder's 24 numbers, found 16"
@@ -606,3 +647,27 @@ print(sorted(name for name in sys.modules if name.startswith("crossmost.") and "
     ran = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert ran.stderr == ""
     assert ran.stdout.splitlines() == [load(exported)(cloud())[0].label, "[]", "[]"]
+
+
+@pytest.mark.parametrize("module", ["crossmost.runtime.onnx_session", "crossmost.export.workflow"])
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_onnx_runtime_is_told_to_send_no_telemetry_before_it_is_imported(module, before, after):
+    """It reads the variable once, where it is first imported; who sets it keeps their choice."""
+    code = """
+import importlib, os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+            sys.meta_path.remove(self)
+
+sys.meta_path.insert(0, Watch())
+importlib.import_module(sys.argv[1])
+import onnxruntime
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {} if before is None else {"ORT_DISABLE_TELEMETRY": before}
+    command = [sys.executable, "-c", code, module]
+    ran = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
+    assert ran.stdout.split() == [after], ran.stderr

@@ -315,6 +315,20 @@ class TestEmbed:
             )
             (tmp_path / "b.npy").replace(folder / "b.npy")
 
+    def test_a_topic_is_of_a_recording_and_a_recording_of_a_bundle(
+        self, bundle, crossmost, folder, tmp_path, rng, tiny_base
+    ):
+        recording = write_recording(tmp_path / "drive", rng)
+        for model, path, topic, said in (
+            (bundle("fp32"), recording, "/other", "'/other' is none; found /objects"),
+            (bundle("fp32"), folder, "/objects", "expected a recording"),
+            (tiny_base, recording, "/objects", "expected a bundle for --topic"),
+        ):
+            done = crossmost("embed", model, path, "--topic", topic, "--out", tmp_path / "e.npy")
+            assert done.exit_code == 2
+            assert said in done.stderr
+            assert not (tmp_path / "e.npy").exists()
+
     def test_nothing_is_written_where_no_cloud_can_be_read(self, bundle, crossmost, tmp_path, tiny_base):
         (tmp_path / "scans").mkdir()
         (tmp_path / "scans/b.npy").write_bytes(b"nothing")
@@ -336,6 +350,11 @@ class TestEmbed:
                 [points for _, points in read_recording(recording) if len(points) > 3]
             )
         np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-5)
+        done = crossmost(
+            "embed", bundle("fp32"), recording, "--topic", "/objects", "--out", tmp_path / "t.npy"
+        )
+        assert done.exit_code == 0, done.stderr
+        np.testing.assert_array_equal(np.load(tmp_path / "t.npy"), np.load(tmp_path / "e.npy"))
         refused = crossmost(
             "embed", bundle("fp32"), recording, "--columns", "xyz", "--out", tmp_path / "e.npy"
         )

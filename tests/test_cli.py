@@ -21,14 +21,13 @@ import torch
 import yaml
 from click.testing import Result
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from crossmost import __version__, pretraining
 from crossmost.checkpoints.base import Architecture, load_base, save_base
 from crossmost.checkpoints.run import load_run
-from crossmost.checkpoints.store import load_weights
+from crossmost.checkpoints.store import Weights, load_weights, save_weights
 from crossmost.cli import app
 from crossmost.config import TrainConfig
 from crossmost.data.shapes import make_shape
@@ -369,27 +368,22 @@ class TestClasses:
 
 class TestBase:
     @pytest.fixture
-    def tensors(self, tiny_base: Path) -> tuple[dict[str, Any], dict[str, str]]:
-        with safe_open(tiny_base, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    def tensors(self, tiny_base: Path) -> Weights:
+        return load_weights(tiny_base)
 
-    def test_weights_are_missing(
-        self, train: Arguments, tmp_path: Path, tensors: tuple[dict[str, Any], dict[str, str]]
-    ) -> None:
+    def test_weights_are_missing(self, train: Arguments, tmp_path: Path, tensors: Weights) -> None:
         weights, metadata = tensors
         del weights["point_projection"]
-        save_file(weights, tmp_path / "other.safetensors", metadata=metadata)
+        save_weights(tmp_path / "other.safetensors", weights, metadata)
         line = refused(*train(base=tmp_path / "other.safetensors"))
         assert "lacks weight 'point_projection'" in line
         assert "another architecture" in line
         assert not (tmp_path / "run").exists()
 
-    def test_a_weight_of_another_shape(
-        self, train: Arguments, tmp_path: Path, tensors: tuple[dict[str, Any], dict[str, str]]
-    ) -> None:
+    def test_a_weight_of_another_shape(self, train: Arguments, tmp_path: Path, tensors: Weights) -> None:
         weights, metadata = tensors
         weights["point_projection"] = weights["point_projection"][:-1].clone()
-        save_file(weights, tmp_path / "other.safetensors", metadata=metadata)
+        save_weights(tmp_path / "other.safetensors", weights, metadata)
         line = refused(*train(base=tmp_path / "other.safetensors"))
         assert "(32, 16), found (31, 16)" in line
 
@@ -407,13 +401,12 @@ class TestBase:
         self,
         train: Arguments,
         tmp_path: Path,
-        tensors: tuple[dict[str, Any], dict[str, str]],
+        tensors: Weights,
         change: dict[str, Any],
     ) -> None:
         weights, metadata = tensors
-        own = json.loads(metadata["crossmost"])
-        own["point_card"] = json.dumps(json.loads(own["point_card"]) | change)
-        save_file(weights, tmp_path / "other.safetensors", metadata={"crossmost": json.dumps(own)})
+        card = json.dumps(json.loads(metadata["point_card"]) | change)
+        save_weights(tmp_path / "other.safetensors", weights, metadata | {"point_card": card})
         assert "other.safetensors" in refused(*train(base=tmp_path / "other.safetensors"))
 
     def test_a_file_that_is_no_base(self, train: Arguments, tmp_path: Path, finished_run: Path) -> None:
@@ -746,7 +739,7 @@ class TestInspectAndRender:
         found = json.loads(invoke("inspect", vocabulary_file, "--json").stdout)
         assert found["names"] == ["bottle", "chair", "monitor", "table"]
         (tmp_path / "base.safetensors").write_bytes(b"nothing")
-        assert "truncated or damaged" in refused("inspect", tmp_path / "base.safetensors")
+        assert "found a text file" in refused("inspect", tmp_path / "base.safetensors")
         assert "'mug' more than once" in refused(
             "inspect", write_vocabulary(tmp_path / "v.npz", ["mug", "mug"])
         )

@@ -56,7 +56,8 @@ benchmark-data:
 
 # Each script goes on where it stopped.
 benchmarks: benchmark-data $(VENV)/.dev
-	$(BIN)/python benchmarks/adaptation.py --data "$(DATA)" --work "$(WORK)" --jobs 2
+	set -e; for script in adaptation option_values; do \
+		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)" --jobs 2; done
 	set -e; for script in $(filter-out adaptation,$(ACCURACY)) $(SPEED) $(OTHERS); do \
 		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)"; done
 	set -e; for epochs in 32 64; do $(BIN)/python benchmarks/$(LONGER) --jobs 2; done

@@ -12,6 +12,7 @@ import adaptation_rows as rows
 import adaptation_run as run
 import adaptation_table as table
 import numpy as np
+import option_values
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,19 +107,20 @@ def right(*shares: float) -> dict[str, np.ndarray]:
     return {branch: np.arange(10) < 10 * share for branch, share in zip(rows.BRANCHES, shares, strict=True)}
 
 
-def write(folder: Path, row: str, seed: int, points: float) -> dict:
+def write(folder: Path, name: str, seed: int, points: float, row: rows.Row | None = None) -> dict:
+    row = row or rows.ROWS[name]
     found = {
         run.ZERO_SHOT: right(0.4, 0.3, 0.5),
         (-1, "teacher"): right(0.4, 0.3, 0.4), (-1, "student"): right(0.4, 0.3, 0.4),
         (0, "teacher"): right(points, 0.5, points), (0, "student"): right(0.1, 0.1, 0.1),
         (1, "teacher"): right(1.0, 1.0, 1.0), (1, "student"): right(0.2, 0.2, 0.2),
     }  # fmt: skip
-    config = rows.ROWS[row].config(SHARED)
+    config = row.config(SHARED)
     chosen = min(0, config.epochs - 1)
     seen = [{**each, "chosen_epoch": chosen} for each in RECORDS[: 1 + config.epochs]]
-    result = run.result(rows.ROWS[row], config, seen, found)
+    result = run.result(row, config, seen, found)
     result |= {"pair": "p2", "seed": seed, "machine": "a computer"}
-    (folder / f"p2_{row}_{seed}.json").write_text(json.dumps(result))
+    (folder / f"p2_{name}_{seed}.json").write_text(json.dumps(result))
     return result
 
 
@@ -143,6 +145,26 @@ def test_tables_are_made_from_result_files(tmp_path):
     (tmp_path / "p2_point-only_1.json").unlink()
     assert "| point-only | 50.0 (seeds: 1) |" in table.short_table(table.read(tmp_path))
     assert table.short_table(results).splitlines()[-1] == "| joint (crossmost recipe) | 90.0 ± 0.0 |"
+
+
+def test_values_of_an_option_are_compared_with_its_default(tmp_path):
+    for value, seed, points in ((0.6, 0, 0.7), (0.8, 0, 0.5), (0.8, 1, 0.5), (1.0, 1, 0.4)):
+        job = option_values.Job("p2", "kept_share", value, seed)
+        assert job.row.config(SHARED).kept_share == value
+        write(tmp_path, job.row.name, seed, points, job.row)
+    lines = option_values.table(tmp_path).splitlines()
+    assert lines[0] == "Test split; a computer"
+    assert lines[4:] == [
+        "| p2 | kept_share | 0.6 | 70.0 | 50.0 | 70.0 | +20.0 | 0.50 | 0 |",
+        "| p2 | kept_share | 0.8 (default) | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 |  |  | 0, 1 |",
+        "| p2 | kept_share | 1 | 40.0 | 50.0 | 40.0 | -10.0 | 1.00 | 1 |",
+    ]
+    assert option_values.table(tmp_path / "none") == ""
+
+
+def test_the_default_of_each_option_is_among_its_values():
+    for option, values in option_values.VALUES.items():
+        assert TrainConfig.model_fields[option].default in values
 
 
 def test_a_choice_that_the_run_did_not_make_is_refused(tmp_path):

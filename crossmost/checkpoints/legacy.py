@@ -13,7 +13,7 @@ import torch
 
 from crossmost.checkpoints.atomic import reason
 from crossmost.checkpoints.signs import AGAIN, LONG_ENOUGH, no_weights
-from crossmost.checkpoints.store import load_weights
+from crossmost.checkpoints.store import is_whole, load_weights
 from crossmost.errors import InputError
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
@@ -86,10 +86,8 @@ def _check_zip(path: Path) -> None:
     damaged = _refused(path, f"a truncated or damaged file: {AGAIN}")
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            _check_members(path, members)
-            summed = any(member.CRC for member in members)  # torch.save can leave the sums out, all of them
-            whole = not summed or archive.testzip() is None
+            _check_members(path, archive.infolist())
+            whole = is_whole(archive)
     except InputError:
         raise
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:

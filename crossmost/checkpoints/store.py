@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ from crossmost.errors import InputError
 __all__ = [
     "Generation",
     "Weights",
+    "is_whole",
     "load_generation",
     "load_metadata",
     "load_state",
@@ -188,8 +190,12 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         _write_state(partial, state)
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, *, check: bool = True) -> dict[str, Any]:
     """Read what `save_state` wrote, tensors to the CPU; they stay on the disk until they are used.
+
+    Args:
+        path: of the file.
+        check: whether to read all of it once and compare it with the archive's own sums, which torch does not.
 
     Raises:
         InputError: no such file, not readable, damaged, or holding objects other than plain ones.
@@ -198,6 +204,10 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             zipped = file.read(4) == ZIP_START  # what torch can map; all that `save_state` writes
+        if zipped and check:
+            with zipfile.ZipFile(path) as archive:
+                if not is_whole(archive):
+                    raise zipfile.BadZipFile("other bytes than were written")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError as error:
         raise InputError(f"cannot read {path}: {reason(error)}") from error
@@ -252,7 +262,7 @@ def load_generation(run: Path, names: Sequence[str], *, state: bool = True, chec
         run: the folder.
         names: the weights wanted, without suffix, at least one.
         state: whether to read `state.pt` too; if not, the generation's state is empty.
-        check: see `load_weights`.
+        check: see `load_weights` and `load_state`.
 
     Raises:
         InputError: a file is missing or damaged, or the files come from different saves.
@@ -264,7 +274,7 @@ def load_generation(run: Path, names: Sequence[str], *, state: bool = True, chec
         tensors, metadata = load_weights(_locate(run, file), check=check)
         found[file] = metadata.pop(GENERATION_KEY, "none")
         weights[name] = Weights(tensors, metadata)
-    values = load_state(_locate(run, STATE_FILE)) if state else {}
+    values = load_state(_locate(run, STATE_FILE), check=check) if state else {}
     if state:
         found[STATE_FILE] = str(values.pop(GENERATION_KEY, "none"))
     numbers = set(found.values())
@@ -350,6 +360,12 @@ def _check_plain(value: Any, where: str) -> None:
         raise TypeError(
             f"expected plain containers, numbers, strings or tensors, found {type(value)} at {where}"
         )
+
+
+def is_whole(archive: zipfile.ZipFile) -> bool:
+    """Whether an archive of torch holds what was written, by its sums, all of which torch.save can leave out."""
+    summed = any(member.CRC for member in archive.infolist())
+    return not summed or archive.testzip() is None
 
 
 def _check_file(path: Path) -> None:

@@ -308,6 +308,18 @@ class TestState:
             store.load_state(path)
         assert_one_line(caught.value, "state.pt")
 
+    def test_damaged_numbers_are_noticed(self, tmp_path: Path) -> None:
+        """torch checks no sum: a run would go on with another state of the optimiser than it had."""
+        path, moments = tmp_path / "state.pt", torch.arange(1.0, 4097)
+        store.save_state(path, {"moments": moments})
+        record = moments.numpy().tobytes()
+        content = path.read_bytes()
+        assert record in content
+        path.write_bytes(content.replace(record, record[:1000] + bytes(4) + record[1004:]))
+        with pytest.raises(InputError) as caught:
+            store.load_state(path)
+        assert_one_line(caught.value, "state.pt", "damaged file")
+
     def test_something_else_or_nothing(self, tmp_path: Path) -> None:
         torch.save([1, 2], tmp_path / "list.pt")
         for name in ("list.pt", "none.pt"):

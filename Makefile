@@ -49,7 +49,7 @@ OTHERS := export_parity export_cards public_encoders
 # Bases that were trained for longer: for $$epochs.
 LONGER := full_card.py --data "$(DATA)" --work "$(WORK)/bases-of-$$epochs" --results benchmarks/results/bases_of_$$epochs \
 	--card point-tiny --device cpu --epochs $$epochs --learning-rate 1e-3 --pairs p1-low p1-moderate \
-	--rows joint fine-tuned
+	--rows joint fine-tuned joint-all-kept
 
 benchmark-data:
 	@test -d "$(DATA)" || { echo "expected DATA=FOLDER, the point cloud archives of benchmarks/README.md: found '$(DATA)'" >&2; exit 2; }

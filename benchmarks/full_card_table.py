@@ -19,12 +19,13 @@ MARKS = {RESULTS: "full-card"} | {
     HERE / "results" / f"bases_of_{epochs}": f"bases-of-{epochs}" for epochs in (32, 64)
 }
 """Where the README has the table of a folder."""
-CEILING, FASTER = "fine-tuned", "joint-base-rate"
+CEILING, FASTER, ALL_KEPT = "fine-tuned", "joint-base-rate", "joint-all-kept"
 TITLES = {
     ZERO_SHOT: ZERO_SHOT,
     "point-only": "point-only",
     "joint": "joint (crossmost recipe)",
     LONG.name: ROW_TITLES[LONG.name],
+    ALL_KEPT: "joint, every label kept",
     FASTER: "joint, at the base's learning rate",
     CEILING: "*supervised*: fine-tuned",
 }

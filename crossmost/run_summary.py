@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from crossmost.checkpoints.run import EVALUATION, EVALUATION_REPORT, REPORT, load_run, shortcomings
+from crossmost.checkpoints.run import EVALUATION, EVALUATION_REPORT, REPORT, load_run, read_note, shortcomings
 from crossmost.evaluation.run_report import run_rows
 
 
@@ -18,7 +17,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     """
     run = load_run(folder)
     measured = folder / EVALUATION
-    found = json.loads(measured.read_text("utf-8")) if measured.is_file() else {}
+    found = read_note(measured) if measured.is_file() else {}
     return {
         "run": str(folder),
         **dict(run_rows(run)),

@@ -13,6 +13,8 @@ from crossmost.runtime.class_bank import ClassBank
 
 FOREIGN = UNKNOWN
 """Label of a cloud whose class is not in the vocabulary."""
+BESIDE = 1e-3
+"""So much below the least similar cloud is a threshold that keeps all: more than precisions differ by."""
 FEWEST_LABELS = 8
 
 
@@ -60,7 +62,7 @@ def threshold_from_labels(
 
     Returns:
         The bank with its threshold: the one of greatest Youden's J, the share of right answers that are kept
-        less the share of wrong ones that are kept.
+        less the share of wrong ones that are kept; half way between two clouds.
 
     Raises:
         InputError: fewer than `FEWEST_LABELS` clouds, or none that is answered wrongly, or none rightly.
@@ -78,5 +80,7 @@ def threshold_from_labels(
     kept_wrong = np.cumsum(~sorted_right[::-1])[::-1] / (~right).sum()
     first = np.flatnonzero(np.r_[True, np.diff(ranked) > 0])  # what is equal is kept together
     chosen = first[np.argmax((kept_right - kept_wrong)[first])]
+    # Between what is kept and what is not: at the very similarity of a cloud, rounding would decide about it.
+    below = ranked[chosen - 1] if chosen else ranked[0] - BESIDE
     rule = f"greatest Youden's J on {len(best)} labelled clouds"
-    return replace(bank, unknown_similarity=float(ranked[chosen]), unknown_rule=rule)
+    return replace(bank, unknown_similarity=float((below + ranked[chosen]) / 2), unknown_rule=rule)

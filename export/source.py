@@ -85,7 +85,8 @@ def _from_run(folder: Path) -> Exportable:
         "network": run.config.exported,
         "recipe": run.config.recipe,
         "mode": run.config.mode,
-        "center": last.get("center", run.config.center),
+        # Of the points, which are exported: where the images alone are trained they have none.
+        "center": "none" if run.config.mode == "image-only" else last.get("center", run.config.center),
         "epochs": {"done": last["epoch"] + 1 if last else None, "planned": run.config.epochs},
         "text": run.architecture.text,
         "training": read_provenance(folder),

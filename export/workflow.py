@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from crossmost.runtime.engine_builder import build_engine, write_engine
 from crossmost.runtime.engine_errors import EngineBuildFailed
 from crossmost.runtime.engine_options import EngineOptions, Profile
 from crossmost.runtime.engine_packages import Unavailable, Wanted, find_tensorrt
-from crossmost.runtime.manifest import SCHEMA_VERSION, Encoder, Manifest
+from crossmost.runtime.manifest import INT8, SCHEMA_VERSION, Encoder, Manifest
 
 CLASSES, ENGINES = "classes.npz", "engines"
 CALIBRATION_CLOUDS = 64
@@ -106,7 +106,10 @@ def export(
     """
     check_rate(options.unknown_rate)
     if labelled is not None and labelled.labels is None:
-        raise InputError(f"{labelled.name}: expected class folders or labels for the threshold, found none")
+        raise InputError(
+            f"{labelled.name}: expected a class folder or a label for each cloud for the threshold, found none, or not "
+            "for all"
+        )
     affordable = min(MOST_VERIFIED, max(1, VERIFIED_PATCHES // source.architecture.point.groups))
     most = options.clouds or affordable
     known = verification_clouds(source, own, max(most, CALIBRATION_CLOUDS))
@@ -131,6 +134,7 @@ def export(
                 source.vocabulary, options.text, options.precision, folder, options.threads
             )
         told: list[str] = []
+        accuracy: dict[str, float] = {}
         if options.int8:
             # Not those of the verification, which could not see what is cut off outside the ranges they span.
             calibration = others(known if source.sample is None else sample_clouds(source.sample), clouds)
@@ -141,7 +145,7 @@ def export(
                 )
                 say(told[-1])
             quantize_encoder(folder, graph, calibration.points)
-            further += int8_checks(
+            checks, accuracy = int8_checks(
                 folder,
                 source.encoder,
                 source.head,
@@ -150,8 +154,9 @@ def export(
                 batches=options.batch.sizes,
                 threads=options.threads,
             )
+            further += checks
         say(f"verifying on {len(clouds.ids)} clouds: {clouds.name}")
-        parity = verified(source, folder, bank, clouds, options, further)
+        parity = verified(source, folder, bank, clouds, options, further, accuracy)
         say("\n".join(parity.lines()))
         if not parity.passed:
             raise WorkFailed(f"verification failed, no bundle was written: {parity.failure}")
@@ -220,8 +225,9 @@ def verified(
     clouds: VerificationClouds,
     options: ExportOptions,
     further: list[Check],
+    accuracy: Mapping[str, float],
 ) -> Parity:
-    """Compare the graphs with torch; `further` are the checks of what is not in every bundle."""
+    """Compare the graphs with torch; `further` and `accuracy` are of what is not in every bundle."""
     parity = verify(
         folder,
         source.encoder,
@@ -236,10 +242,13 @@ def verified(
     failure = parity.failure
     if failed and not failure:
         shown = ", ".join(failed.failing[:3]) or failed.note
+        without = ": leave out --int8" if failed.graph == INT8 else ""
         failure = (
             f"{failed.graph}: embedding: {failed.metric} {failed.value:g}, gate {failed.gate:g}, on: {shown}"
+            f"{without}"
         )
-    return replace(parity, checks=(*parity.checks, *further), failure=failure)
+    shares = {**parity.accuracy, **accuracy}
+    return replace(parity, checks=(*parity.checks, *further), failure=failure, accuracy=shares)
 
 
 def engines_of(folder: Path, options: ExportOptions, say: Say) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -154,18 +154,43 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the note is missing or damaged.
     """
-    try:
-        found: dict[str, Any] = json.loads((folder / PROVENANCE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / PROVENANCE}: expected the run's {PROVENANCE}: {error}") from error
-    return found
+    return read_note(folder / PROVENANCE)
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, that before training first; none where the file is not there."""
-    if not (folder / METRICS).is_file():
+    """The records of metrics.jsonl, that before training first; none where the file is not there.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / METRICS
+    if not path.is_file():
         return []
-    return [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
+    try:
+        return [_object(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected a JSON object a line, found a damaged file ({error}): copy it again, or move it away"
+        ) from error
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """One of the JSON files of a run.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return _object(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected the run's {path.name}: {error}") from error
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, found {text[:20]}")
+    return found
 
 
 def shortcomings(run: Run) -> list[str]:

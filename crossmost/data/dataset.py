@@ -271,8 +271,12 @@ def open_dataset(
     if len(rows) == 0:
         raise InputError(f"{path}: expected at least one cloud, found none in it")
     labels = catalog.labels[rows] if labelled and catalog.class_names else None
-    if labels is None or (labels == UNKNOWN).any():
+    left_out = catalog.left_out
+    lacking = 0 if labels is None else int((labels == UNKNOWN).sum())
+    if lacking:
         labels = None
+    if 0 < lacking < len(rows) and not Path(path).is_dir():  # of folders `lost_labels` tells
+        left_out = (*left_out, f"no labels: {lacking} of {len(rows)} clouds lack one")
     return CloudDataset(
         name=catalog.name,
         split=split or "all",
@@ -284,7 +288,7 @@ def open_dataset(
         folder=catalog.folder,
         preparation=preparation,
         splits=tuple(sorted(set(catalog.splits) - {""})),
-        left_out=catalog.left_out,
+        left_out=left_out,
     )
 
 

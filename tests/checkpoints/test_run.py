@@ -22,6 +22,8 @@ from crossmost.checkpoints.run import (
     EVALUATION,
     EVALUATION_REPORT,
     FILES,
+    METRICS,
+    PROVENANCE,
     REPORT,
     check_folder,
     start_run,
@@ -29,6 +31,7 @@ from crossmost.checkpoints.run import (
 from crossmost.data.dataset import CloudDataset
 from crossmost.errors import InputError, WorkFailed
 from crossmost.models.student import DualEncoder
+from crossmost.run_summary import describe_run
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 
 MAPS = Path("/proc/self/maps")
@@ -37,6 +40,26 @@ MAPS = Path("/proc/self/maps")
 def test_the_files_of_a_run_are_listed(finished_run: Path) -> None:
     later = {REPORT, EVALUATION, EVALUATION_REPORT}
     assert {path.name for path in finished_run.iterdir()} | later == set(FILES)
+
+
+@pytest.mark.parametrize("damage", ['{"epoch": 0, "lo', "[]", "\x00"])
+def test_damaged_notes_of_a_run_are_one_line(
+    tmp_path: Path, finished_run: Path, shapes: CloudDataset, damage: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    with (run / METRICS).open("a", encoding="utf-8") as file:
+        file.write(damage)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: expected a JSON object a line"):
+        describe_run(run)
+    shutil.copy(finished_run / METRICS, run / METRICS)
+    for name in (PROVENANCE, EVALUATION):
+        kept = (run / name).read_bytes() if (run / name).is_file() else None
+        (run / name).write_text(damage)
+        with pytest.raises(InputError, match=rf"{name}: expected the run's {name}"):
+            describe_run(run)
+        (run / name).unlink() if kept is None else (run / name).write_bytes(kept)
+    assert describe_run(run)["Classes"]
 
 
 @pytest.mark.parametrize("name", FILES)

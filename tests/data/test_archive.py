@@ -40,6 +40,15 @@ def test_an_archive_of_points_alone(tmp_path: Path) -> None:
     assert dataset.labels is None
 
 
+def test_a_missing_label_leaves_an_archive_without_any_and_is_told(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 0, -1, 1, 0])
+    path = archive(tmp_path / "scans.npz", labels=labels, class_names=np.array(["mug", "bowl"]))
+    dataset = open_dataset(path)
+    assert dataset.labels is None
+    assert dataset.left_out == ("no labels: 1 of 6 clouds lack one",)
+    assert open_dataset(path, labelled=False).left_out == ()
+
+
 def test_half_precision_archives_come_out_as_normalised_float32(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", points=(cloud(0, 300).reshape(3, 100, 3) + 5).astype(np.float16))
     loaded = open_dataset(tmp_path / "a.npz").load(1)

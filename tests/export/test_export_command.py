@@ -94,7 +94,7 @@ def test_what_the_threshold_cannot_be_found_with_is_refused_before_any_work(
     for options, message in (
         (["--unknown-rate", "5"], "of at least 0 and less than 1, such as 0.05, found 5"),
         (["--unknown-rate", "nan"], "found nan"),
-        (["--unknown-labels", tmp_path / "scans"], "expected class folders or labels for the threshold"),
+        (["--unknown-labels", tmp_path / "scans"], "expected a class folder or a label for each cloud"),
     ):
         done = crossmost("export", finished_run, "--out", tmp_path / "b", *options)
         assert done.exit_code == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -166,14 +167,20 @@ def test_no_cloud_to_calibrate_with_is_said(encoder, projection, tmp_path):
 def test_checks_pass_and_a_broken_graph_fails_them(bundle, encoder, projection, clouds, bank, tmp_path):
     subject = VerificationClouds("some", tuple(map(str, range(CLOUDS))), tuple(clouds))
     options = {"batches": (1, 2, 4), "threads": 1}
-    checks = int8_checks(bundle, encoder, Projection(projection), bank, subject, **options)
+    checks, accuracy = int8_checks(bundle, encoder, Projection(projection), bank, subject, **options)
     assert checks
+    assert accuracy == {}
+    marked = replace(subject, labels=np.zeros(CLOUDS, np.int64))
+    _, accuracy = int8_checks(bundle, encoder, Projection(projection), bank, marked, **options)
+    assert list(accuracy) == [INT8]
+    assert 0 <= accuracy[INT8] <= 1
     assert all(check.passed and check.graph == INT8 for check in checks)
     assert {check.batch for check in checks} == {1, 2, 4}
-    failed = int8_checks(bundle, encoder, Projection(-projection), bank, subject, **options)
+    failed, _ = int8_checks(bundle, encoder, Projection(-projection), bank, subject, **options)
     assert not all(check.passed for check in failed)
     (tmp_path / INT8).write_bytes(b"no graph")
-    (refused,) = int8_checks(tmp_path, encoder, Projection(projection), bank, subject, **options)
+    (refused,), accuracy = int8_checks(tmp_path, encoder, Projection(projection), bank, marked, **options)
+    assert accuracy == {}
     assert not refused.passed
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from crossmost.checkpoints.run import load_run
 from crossmost.errors import InputError
@@ -81,6 +83,15 @@ def test_a_base_takes_its_classes_from_the_caller(tiny_base, tiny_vocabulary):
     assert source.bank.temperature == 1.5
     assert (source.bank.lengths == trained).all()
     assert source.bank.unknown_similarity is None
+
+
+def test_the_points_of_an_image_only_run_have_no_center(tmp_path, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert load_exportable(run, None).provenance["center"] in ("mean", "balanced")
+    config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "mode": "image-only"}))
+    assert load_exportable(run, None).provenance["center"] == "none"
 
 
 def test_a_run_from_before_samples_were_kept_can_be_exported(tmp_path, finished_run):

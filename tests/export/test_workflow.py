@@ -146,7 +146,7 @@ def test_labels_find_the_threshold_with_foreign_classes(tmp_path, source, write_
 
 def test_labels_are_needed_for_a_threshold_from_labels(tmp_path, source, open_shapes, shapes_file):
     unlabelled = open_shapes(shapes_file).unlabelled()
-    with pytest.raises(InputError, match="expected class folders or labels for the threshold"):
+    with pytest.raises(InputError, match="expected a class folder or a label for each cloud"):
         export(source, tmp_path / "b", ExportOptions(), labelled=unlabelled, say=quiet)
     assert not (tmp_path / "b").exists()
 

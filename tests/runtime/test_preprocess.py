@@ -309,6 +309,29 @@ def test_repetitions_do_not_pull_the_cloud_to_one_side() -> None:
     assert np.abs(prepare(cloud, most=1024, least=512).mean(axis=0)).max() < 0.03
 
 
+@FEW
+@given(
+    seed=st.integers(0, 10_000),
+    distinct=st.integers(1, 90),
+    count=st.integers(90, 400),
+    channels=st.sampled_from([3, 6]),
+    scattered=st.booleans(),
+)
+def test_a_cloud_padded_by_repetition_does_not_depend_on_its_order(
+    seed, distinct, count, channels, scattered
+):
+    """Where fewer points differ than there are patches, the rest of the patches would be of whatever came first."""
+    rng = np.random.default_rng(seed)
+    apart = rng.integers(-8, 9, size=(distinct, channels)).astype(np.float64)  # sums of these are exact
+    padded = apart[np.r_[: min(distinct, count), rng.integers(0, distinct, max(0, count - distinct))]]
+    found = prepare(padded, most=512, least=64, scattered=scattered)
+    again = prepare(padded[rng.permutation(len(padded))], most=512, least=64, scattered=scattered)
+    if scattered or len(np.unique(padded[:, :3], axis=0)) < 64:
+        np.testing.assert_array_equal(found, again)
+    assert as_set(np.unique(found, axis=0)) == as_set(np.unique(again, axis=0))
+    assert len(found) >= 64
+
+
 class TestScatter:
     """What ball query takes first of a ball stands for all of it."""
 

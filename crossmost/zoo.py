@@ -281,9 +281,8 @@ def _published(model: Model, say: Say) -> Path:
     placed = _placed(model)
     checkpoint = placed or _download(model, say)
     right = _is_published(model, checkpoint)
-    if (
-        not right and placed is None
-    ):  # deleting it would not help: the hub's cache links its damaged copy anew
+    if not right and placed is None:
+        # Asked to delete it, a person could not: the hub's cache links its damaged copy anew.
         say(f"{checkpoint} is damaged")
         checkpoint = _download(model, say, again=True)
         right = _is_published(model, checkpoint)

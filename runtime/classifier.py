@@ -104,9 +104,8 @@ class Classifier:
         """
         wish = Wish(backend, device, threads, rebuild)
         manifest = load_manifest(bundle)
-        folder = Path(
-            bundle
-        ).resolve()  # what is opened later is still there when the process has gone elsewhere
+        # What is opened later is still found when the process has gone elsewhere, or a link has been moved.
+        folder = Path(bundle).resolve()
         clouds_in = CloudsIn(manifest.encoder, up_axis)
         check_files(
             folder, manifest, {CLASSES, GRAPH, *needed(manifest)}

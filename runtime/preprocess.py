@@ -20,7 +20,7 @@ MORTON_STEPS = ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x092492
 """Shifts and masks that move ten bits apart, two empty ones behind each."""
 
 MIXERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
-"""Odd numbers that make one of the bits of three coordinates; other places seldom give the same."""
+"""Odd numbers that make one number of three coordinates; different places seldom give the same."""
 SOME = 2
 """Times as many points as have to differ are looked at first."""
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
@@ -249,9 +249,8 @@ def prepare_usable(
     if points.shape[1] > 3:
         normalized = np.concatenate([normalized, points[:, 3:].astype(np.float32)], axis=1)
     kept = thin(normalized, most)
-    if len(kept) >= least and not _differ(
-        kept, least
-    ):  # padded by repetition: the first ones would be the patches
+    if len(kept) >= least and not _differ(kept, least):
+        # Padded by repetition: what is left of the patches would be of whatever point came first.
         kept = np.unique(kept, axis=0)
     filled = kept if len(kept) >= least else repeat_evenly(kept, least)
     return scatter(filled) if scattered else filled
@@ -260,8 +259,7 @@ def prepare_usable(
 def _differ(points: NDArray[np.float32], least: int) -> bool:
     """Whether at least so many points are in different places; a look at the first ones tells as a rule."""
     first = points[: SOME * least, :3] + np.float32(0.0)  # zeros without a sign, and rows without gaps
-    if (
-        len(np.unique(first.view(np.uint32).astype(np.uint64) @ MIXERS)) >= least
-    ):  # of equal places they are equal
+    mixed = first.view(np.uint32).astype(np.uint64) @ MIXERS  # equal where places are
+    if len(np.unique(mixed)) >= least:
         return True
     return len(np.unique(points[:, :3], axis=0)) >= least

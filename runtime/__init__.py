@@ -64,8 +64,8 @@ __all__ = [
 ]
 
 
-# ONNX Runtime reads this where it is first imported: from 1.31 on it would else keep a device id in the user's home
-# and send events to its makers. Who wants that sets the variable to 0.
+# ONNX Runtime reads this where it is first imported. Newer versions, 1.31.1 for one, would else keep a device id in the
+# user's home on Linux and send events to their makers. Who wants that sets the variable to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 

@@ -21,8 +21,6 @@ MORTON_STEPS = ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x092492
 
 MIXERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 """Odd numbers that make one number of three coordinates; different places seldom give the same."""
-SOME = 2
-"""Times as many points as have to differ are looked at first."""
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 """Multiples of it, without their whole part, fill an interval as evenly as any sequence does."""
 
@@ -257,9 +255,10 @@ def prepare_usable(
 
 
 def _differ(points: NDArray[np.float32], least: int) -> bool:
-    """Whether at least so many points are in different places; a look at the first ones tells as a rule."""
-    first = points[: SOME * least, :3] + np.float32(0.0)  # zeros without a sign, and rows without gaps
-    mixed = first.view(np.uint32).astype(np.uint64) @ MIXERS  # equal where places are
-    if len(np.unique(mixed)) >= least:
-        return True
+    """Whether at least so many points are in different places; as a rule the first ones are."""
+    for count in (least, 2 * least, len(points)):
+        first = points[:count, :3] + np.float32(0.0)  # zeros without a sign, and rows without gaps
+        mixed = first.view(np.uint32).astype(np.uint64) @ MIXERS  # equal where places are
+        if len(np.unique(mixed)) >= least:
+            return True
     return len(np.unique(points[:, :3], axis=0)) >= least

@@ -19,6 +19,9 @@ MORTON_BITS = 10
 MORTON_STEPS = ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249))
 """Shifts and masks that move ten bits apart, two empty ones behind each."""
 
+INDEX_BITS = 32
+"""Of a number for a point's index; the code of its cell stands above it."""
+
 MIXERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 """Odd numbers that make one number of three coordinates; different places seldom give the same."""
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
@@ -129,6 +132,17 @@ def normalize(xyz: NDArray[Any]) -> NDArray[np.float32]:
     return normalized
 
 
+def _spread_bits() -> NDArray[np.int64]:
+    """(1024,) cell coordinates with their bits moved apart, two empty ones behind each."""
+    cells = np.arange(1 << MORTON_BITS, dtype=np.int64)
+    for shift, mask in MORTON_STEPS:
+        cells = (cells | (cells << shift)) & mask
+    return cells
+
+
+SPREAD = _spread_bits()
+
+
 def morton_codes(xyz: NDArray[np.float32]) -> NDArray[np.int64]:
     """Place each point of the unit sphere on a space-filling (Morton) curve.
 
@@ -141,10 +155,8 @@ def morton_codes(xyz: NDArray[np.float32]) -> NDArray[np.int64]:
     side = 1 << MORTON_BITS
     codes = np.zeros(len(xyz), dtype=np.int64)
     for axis in range(3):
-        cells = np.clip((xyz[:, axis].astype(np.float64) + 1.0) * (side / 2), 0, side - 1).astype(np.int64)
-        for shift, mask in MORTON_STEPS:
-            cells = (cells | (cells << shift)) & mask
-        codes |= cells << axis
+        cells = np.clip((xyz[:, axis].astype(np.float64) + 1.0) * (side / 2), 0, side - 1).astype(np.intp)
+        codes |= SPREAD.take(cells) << axis
     return codes
 
 
@@ -162,19 +174,47 @@ def thin(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """
     if len(points) <= count:
         return points
-    codes = morton_codes(points[:, :3])
-    order = np.argsort(codes)
+    order, cells = _walk(points)
     picked = (np.arange(count, dtype=np.int64) * len(points)) // count
-    # Points of one cell follow their columns, the last one first; only cells that something is picked from matter.
-    walked = codes[order]
-    cells = np.unique(walked[picked])
+    # Only the order within cells that something is picked from matters.
+    wanted = np.unique(cells[picked[_crowded(cells)[picked]]])
     edges = np.zeros(len(points) + 1, dtype=np.int64)
-    edges[np.searchsorted(walked, cells, "left")] += 1
-    edges[np.searchsorted(walked, cells, "right")] -= 1
-    places = np.flatnonzero(edges.cumsum()[:-1])
-    members = np.sort(order[places])
-    order[places] = members[np.lexsort((*points[members].T, codes[members]))]
-    return points[order[picked]]
+    edges[np.searchsorted(cells, wanted, "left")] += 1
+    edges[np.searchsorted(cells, wanted, "right")] -= 1
+    _sort_within(order, cells, points, np.flatnonzero(edges.cumsum()[:-1]))
+    return points.take(order[picked], axis=0)
+
+
+def _along_curve(points: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Indices (N,) that walk points (N, C) along the curve, those of one cell by their columns."""
+    order, cells = _walk(points)
+    _sort_within(order, cells, points, np.flatnonzero(_crowded(cells)))
+    return order
+
+
+def _walk(points: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices (N,) that walk points (N, C) from cell to cell along the curve, and the code of each one's cell.
+
+    Codes have 30 bits, so code and index make one number: numbers sort in half the time that an argsort takes.
+    """
+    walked = (morton_codes(points[:, :3]) << INDEX_BITS) | np.arange(len(points), dtype=np.int64)
+    walked.sort()
+    return walked & ((1 << INDEX_BITS) - 1), walked >> INDEX_BITS
+
+
+def _crowded(cells: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the points that a walk meets, (N,), share their cell: few, as a rule."""
+    alike = np.zeros(len(cells) + 1, dtype=bool)
+    alike[1:-1] = cells[1:] == cells[:-1]
+    return alike[:-1] | alike[1:]
+
+
+def _sort_within(
+    order: NDArray[np.int64], cells: NDArray[np.int64], points: NDArray[np.float32], places: NDArray[np.int64]
+) -> None:
+    """Sort a walk at `places`, which are whole cells: points of a cell follow their columns, the last one first."""
+    members = order[places]
+    order[places] = members[np.lexsort((*points[members].T, cells[places]))]
 
 
 def fill(points: NDArray[np.float32], count: int) -> NDArray[np.float32]:
@@ -196,8 +236,8 @@ def repeat_evenly(points: NDArray[np.float32], count: int) -> NDArray[np.float32
     Returns:
         (count, C) float32, along the space-filling curve of `thin`.
     """
-    order = np.lexsort((*points.T, morton_codes(points[:, :3])))
-    return points[order[(np.arange(count, dtype=np.int64) * len(points)) // count]]
+    order = _along_curve(points)
+    return points.take(order[(np.arange(count, dtype=np.int64) * len(points)) // count], axis=0)
 
 
 def scatter(points: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -213,11 +253,11 @@ def scatter(points: NDArray[np.float32]) -> NDArray[np.float32]:
         (N, C) float32: the curve of `thin`, walked in steps of the golden ratio.
     """
     count = len(points)
-    order = np.lexsort((*points.T, morton_codes(points[:, :3])))
+    order = _along_curve(points)
     step = max(1, round(count * GOLDEN))
     while math.gcd(step, count) > 1:
         step += 1
-    return points[order[(np.arange(count, dtype=np.int64) * step) % count]]
+    return points.take(order[(np.arange(count, dtype=np.int64) * step) % count], axis=0)
 
 
 def prepare(points: Any, *, most: int, least: int = 1, scattered: bool = False) -> NDArray[np.float32]:

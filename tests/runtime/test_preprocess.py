@@ -1,5 +1,8 @@
 """From any sensor's cloud to the unit sphere: every shape, scale and dtype, never a NaN, never a changed input."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crossmost.runtime.preprocess import (
+    GOLDEN,
     InvalidCloud,
     check_cloud,
     drop_invalid,
@@ -31,6 +35,16 @@ def slow_normalize(xyz: NDArray[np.float64]) -> NDArray[np.float64]:
     moved = [[float(value) - middle for value, middle in zip(row, centroid, strict=True)] for row in xyz]
     radius = max(sum(value * value for value in row) ** 0.5 for row in moved)
     return np.array([[value / radius for value in row] for row in moved])
+
+
+def slow_codes(points: NDArray[np.float32]) -> list[int]:
+    """Bit by bit: those of x, y and z in turn, the highest first."""
+    found = []
+    for point in points[:, :3].tolist():
+        cells = [min(1023, int((value + 1) * 512)) for value in point]
+        bits = [cells[axis] >> bit & 1 for bit in reversed(range(10)) for axis in (2, 1, 0)]
+        found.append(int("".join(map(str, bits)), 2))
+    return found
 
 
 def as_set(points: NDArray[np.float32]) -> list[tuple[float, ...]]:
@@ -124,6 +138,27 @@ def test_thin_keeps_that_many_points_of_the_cloud_in_any_order(seed: int, count:
     assert as_set(thin(shuffled, most)) == as_set(kept)
     if most < count:
         np.testing.assert_array_equal(thin(shuffled, most), kept)
+
+
+@FEW
+@given(
+    seed=st.integers(0, 10_000),
+    have=st.integers(1, 300),
+    want=st.integers(1, 300),
+    channels=st.sampled_from([3, 6]),
+    steps=st.sampled_from([1, 3, 30, 4000]),
+)
+def test_the_curve_is_walked_as_a_sort_by_cell_and_all_columns_walks_it(seed, have, want, channels, steps):
+    """The coarser the steps, the more points share a cell, and differ in colour alone or not at all."""
+    points = np.random.default_rng(seed).integers(-steps, steps + 1, (have, channels)) / steps
+    points = points.astype(np.float32)
+    walked = points[np.lexsort((*points.T, slow_codes(points)))]
+    evenly = np.arange(want) * have // want
+    np.testing.assert_array_equal(
+        thin(points, want) if want < have else repeat_evenly(points, want), walked[evenly]
+    )
+    step = next(step for step in itertools.count(max(1, round(have * GOLDEN))) if math.gcd(step, have) == 1)
+    np.testing.assert_array_equal(scatter(points), walked[np.arange(have) * step % have])
 
 
 @given(seed=st.integers(0, 10_000))

@@ -164,8 +164,10 @@ class Trainee:
         assert self.process.stdout is not None
         timer = threading.Timer(PATIENCE[self.job.device], self.process.kill)
         timer.start()
-        line = self.process.stdout.readline()
-        timer.cancel()
+        try:
+            line = self.process.stdout.readline()
+        finally:  # or an interrupted measurement would not end before it
+            timer.cancel()
         if not line:
             raise Failed
         return line

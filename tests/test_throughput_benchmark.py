@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import sys
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -365,6 +366,19 @@ def test_a_way_that_has_had_its_time_takes_no_further_turn(
     ((answers, failed),) = throughput.take_turns([[job]])
     assert not failed
     assert len(answers["reference"]) == 1
+
+
+def test_an_interrupted_measurement_does_not_wait_for_its_patience() -> None:
+    """A timer that nobody stops would keep the process alive until it kills what is long dead."""
+
+    def interrupt() -> str:
+        raise KeyboardInterrupt
+
+    process = SimpleNamespace(stdout=SimpleNamespace(readline=interrupt), kill=lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        throughput.Trainee.hear(SimpleNamespace(job=SimpleNamespace(device="cpu"), process=process))
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,16 +1,13 @@
-"""How well a number tells clouds of known classes from others, and right answers from wrong ones."""
+"""Numbers that tell clouds of known classes from others, and how well one tells right answers from wrong ones."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from sklearn.metrics import roc_auc_score
 
 from crossmost.evaluation.metrics import softmax
 
-KEPT = 0.95
-"""Share of the known clouds that the false positive rate is read at."""
 CALIBRATED, TRAINED, ENTROPY, LOGIT, ENERGY = (
     "max softmax, calibrated",
     "max softmax, T = 1",
@@ -37,20 +34,6 @@ def familiarity(logits: NDArray[np.float64], temperature: float) -> dict[str, ND
         LOGIT: logits.max(axis=1),
         ENERGY: temperature * logsumexp(scaled, axis=1),
     }
-
-
-def auroc(known: NDArray[np.float64], unknown: NDArray[np.float64]) -> float:
-    """How often a known cloud scores above an unknown one; ties count half."""
-    truth = np.r_[np.ones(len(known)), np.zeros(len(unknown))]
-    return float(roc_auc_score(truth, np.r_[known, unknown]))
-
-
-def false_positive_rate(
-    known: NDArray[np.float64], unknown: NDArray[np.float64], kept: float = KEPT
-) -> float:
-    """Share of the unknown clouds that pass the highest threshold that so many of the known ones pass."""
-    threshold = np.quantile(known, 1 - kept, method="lower")
-    return float((unknown >= threshold).mean())
 
 
 def risk_coverage(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> NDArray[np.float64]:

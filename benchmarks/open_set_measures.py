@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from detection import area_under_risk, auroc, false_positive_rate, familiarity, risk_coverage
+from detection import area_under_risk, familiarity, risk_coverage
 from numpy.typing import NDArray
 
 from crossmost.adaptation.diagnosis import fit_temperature
+from crossmost.evaluation.detection import auroc, false_positive_rate
 from crossmost.evaluation.metrics import branch_metrics, softmax
 from crossmost.export.calibration import threshold_from_labels, threshold_without_labels
 from crossmost.runtime.class_bank import ClassBank

@@ -177,11 +177,9 @@ def readable(dataset: CloudDataset, given: Path, bad: dict[str, str]) -> Iterato
         given: the path that was opened.
         bad: reason by id of each cloud that cannot be read.
     """
-    for index, name in enumerate(dataset.ids):
-        try:
-            yield Named(name, path_of(dataset, index, given), dataset.load_whole(index))
-        except InputError as error:
-            bad[name] = str(error)
+    for index, points in dataset.whole():
+        yield Named(dataset.ids[index], path_of(dataset, index, given), points)
+    bad |= dataset.bad
 
 
 def path_of(dataset: CloudDataset, index: int, given: Path) -> str:

@@ -1,4 +1,4 @@
-"""The user's clouds: how they are read, which of their splits serves what, and what to say about them."""
+"""The user's clouds: how a model reads them, which of them a report is of, and what to say about them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 from crossmost.checkpoints.run import is_run, read_provenance
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.folder import FolderSource, is_split
-from crossmost.data.inspection import lost_labels
 from crossmost.data.reading import Reading
 from crossmost.errors import InputError
 from crossmost.evaluation.report import check_report_extra
 from crossmost.models.point_cards import PointCard
 from crossmost.runtime.vocabulary import Vocabulary
+from crossmost.split_choice import measured_clouds
 
 
 def reading_of(model: Path, given: Mapping[str, str | None], *, labels: bool = True) -> Reading:
@@ -35,27 +35,6 @@ def reading_of(model: Path, given: Mapping[str, str | None], *, labels: bool = T
                 err=True,
             )
     return Reading(**{**own, **said}, labels=labels)
-
-
-def training_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
-    """Open the data to train on: where it has a train and a test split and none is asked for, the train split."""
-    return _open_part(reading, data, card, split, "train")
-
-
-def measured_clouds(reading: Reading, data: Path, card: PointCard, split: str | None) -> CloudDataset:
-    """Open the data to measure on: where it has a train and a test split and none is asked for, the test split."""
-    return _open_part(reading, data, card, split, "test")
-
-
-def _open_part(reading: Reading, data: Path, card: PointCard, split: str | None, part: str) -> CloudDataset:
-    clouds = reading.open(data, card, split)
-    for line in clouds.left_out:
-        typer.echo(line, err=True)
-    if reading.labels and (lost := lost_labels(clouds)):
-        typer.echo(lost, err=True)
-    if split is None and {"train", "test"} <= set(clouds.splits):
-        return reading.open(data, card, part)
-    return clouds
 
 
 def shown_clouds(

@@ -21,9 +21,9 @@ from crossmost.models.clip import has_scheme
 from crossmost.models.image_origin import image_origin
 from crossmost.models.image_tower import ImageCard
 from crossmost.models.point_cards import list_point_cards, load_point_card
-from crossmost.own_clouds import training_clouds
 from crossmost.runtime.vocabulary import Vocabulary
 from crossmost.skipped import say_skipped
+from crossmost.split_choice import training_clouds
 from crossmost.words import Words
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ from crossmost.commands.options import (
     find_base,
 )
 from crossmost.errors import InputError
+from crossmost.runtime.manifest import MANIFEST
 
 
 @command(epilog="Example: `crossmost demo --out demo-out --seed 1`")
@@ -241,23 +242,64 @@ def pretrain(
     )
 
 
-@command(name="eval", epilog="Example: `crossmost eval runs/scans labelled/ --split test --json`")
+@command(
+    name="eval",
+    epilog="Example: `crossmost eval runs/scans labelled/ --split test --json`\n\n"
+    "What is deployed: `crossmost eval scans.bundle labelled/`",
+)
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder made by `crossmost train`.")],
+    model: Annotated[Path, typer.Argument(help="Folder made by `crossmost train`, or a bundle.")],
     data: Data,
     split: Split = None,
     up_axis: OwnUpAxis = None,
     columns: OwnColumns = None,
     color: OwnColor = None,
     ignore_labels: IgnoreLabels = False,
-    device: Device = "auto",
+    device: Annotated[str | None, typer.Option(help="Of a run: auto, cpu, cuda, cuda:1.")] = None,
     workers: Workers = None,
+    backend: Annotated[str | None, typer.Option(help="Of a bundle: as for `crossmost predict`.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of a bundle, on the CPU.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Other classes than the bundle's: as for `crossmost predict`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare zero-shot and adapted on labelled clouds, each branch and both; writes evaluation.html into the run."""
+    """Measure on labelled clouds: a run zero-shot and adapted, each branch and both, or a bundle as it is deployed.
+
+    A run's report, evaluation.html, goes into its folder. Clouds of other classes than a bundle's are those that it
+    should call unknown.
+    """
+    of_run = {"--ignore-labels": ignore_labels or None, "--device": device, "--workers": workers}
+    of_bundle = {"--backend": backend, "--threads": threads, "--classes": classes}
+    is_bundle = (model / MANIFEST).is_file()
+    refuse_stated(of_run if is_bundle else of_bundle, "a bundle" if is_bundle else "a run")
+    if is_bundle:
+        from crossmost import answers, bundle_evaluation
+        from crossmost.data.reading import Reading
+
+        reading = Reading(up_axis or "z", columns, color or "auto")
+        bundle_evaluation.evaluate(
+            model, data, reading,
+            split=split, backend=backend or "auto", threads=threads, classes=answers.named_classes(classes),
+            as_json=as_json,
+        )  # fmt: skip
+        return
     from crossmost import workflows
     from crossmost.own_clouds import reading_of
 
     given = {"up_axis": up_axis, "columns": columns, "color": color}
-    reading = reading_of(run, given, labels=not ignore_labels)
-    workflows.evaluate(run, data, reading, split=split, device=device, workers=workers, as_json=as_json)
+    reading = reading_of(model, given, labels=not ignore_labels)
+    workflows.evaluate(
+        model, data, reading, split=split, device=device or "auto", workers=workers, as_json=as_json
+    )
+
+
+def refuse_stated(options: Mapping[str, object], model: str) -> None:
+    """Refuse options that a model of this kind has no use for.
+
+    Raises:
+        InputError: one of them was stated.
+    """
+    stated = next((name for name, value in options.items() if value is not None), None)
+    if stated is not None:
+        raise InputError(f"expected no {stated} for {model}")

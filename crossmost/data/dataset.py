@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -142,6 +142,16 @@ class CloudDataset:
             InputError: it cannot be read or holds no usable point.
         """
         return self.preparation.turn(self.read(index))
+
+    def whole(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """The index of each cloud with what `load_whole` gives; those that cannot be read are recorded in `bad`."""
+        for index, name in enumerate(self.ids):
+            try:
+                points = self.load_whole(index)
+            except InputError as error:
+                self.bad[name] = str(error)
+            else:
+                yield index, points
 
     def try_load(self, index: int) -> NDArray[np.float32] | None:
         """Load a cloud, or record in `bad` why it cannot be and return None."""

@@ -16,6 +16,7 @@ from crossmost.checkpoints.run import PSEUDO_LABELS, Run
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.samples import PlainSamples, plain_batches
 from crossmost.errors import InputError
+from crossmost.evaluation.facts import facts
 from crossmost.evaluation.metrics import BranchMetrics, both_branches, branch_metrics, softmax
 
 BRANCHES = ("point", "image", "both")
@@ -119,24 +120,12 @@ def evaluate_run(
         before,
         after,
         None if labels is None else labels[index],
-        facts(run, clouds),
+        facts(clouds, run.vocabulary.tag)
+        | {
+            "views": run.config.views if run.zero_shot.image_size else None,
+            "prompts": list(run.vocabulary.prompts),
+        },
     )
-
-
-def facts(run: Run, clouds: CloudDataset) -> dict[str, Any]:
-    """What a figure means nothing without: the clouds, how they were read and seen, and the words for their classes."""
-    preparation = clouds.preparation
-    return {
-        "name": clouds.name,
-        "contents_sha256": clouds.contents(),
-        "points": preparation.points,
-        "colour": preparation.color if preparation.channels == 6 else "none",
-        "up_axis": preparation.up_axis,
-        "columns": preparation.columns,
-        "views": run.config.views if run.zero_shot.image_size else None,
-        "text_model": run.vocabulary.tag,
-        "prompts": list(run.vocabulary.prompts),
-    }
 
 
 def pseudo_label_accuracy(folder: Path, clouds: CloudDataset, names: tuple[str, ...]) -> Mapping[int, float]:

@@ -91,7 +91,9 @@ def test_lines_name_classes_mistakes_and_foreign_clouds() -> None:
     ]
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_measured(bundle, tmp_path, write_shapes, crossmost) -> None:
+def test_what_cannot_be_read_is_named_and_the_rest_measured(
+    bundle, tmp_path, write_shapes, crossmost
+) -> None:
     done = crossmost("eval", bundle("fp32"), write_shapes(tmp_path / "a.npz", bad=[2]))
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("23 clouds (all)")

@@ -29,7 +29,6 @@ from crossmost.commands.options import (
     find_base,
 )
 from crossmost.errors import InputError
-from crossmost.runtime.manifest import MANIFEST
 
 
 @command(epilog="Example: `crossmost demo --out demo-out --seed 1`")
@@ -269,6 +268,8 @@ def evaluate(
     A run's report, evaluation.html, goes into its folder. Clouds of other classes than a bundle's are those that it
     should call unknown.
     """
+    from crossmost.runtime.manifest import MANIFEST
+
     of_run = {"--ignore-labels": ignore_labels or None, "--device": device, "--workers": workers}
     of_bundle = {"--backend": backend, "--threads": threads, "--classes": classes}
     is_bundle = (model / MANIFEST).is_file()

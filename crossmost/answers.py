@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import typer
@@ -30,27 +31,30 @@ from crossmost.zoo_models import list_models
 
 AT_ONCE = 16
 """Clouds a call: enough for the encoder, few enough for the first answers to come soon."""
+POINTS_AT_ONCE = 1 << 21
+"""Points a call: whole scans of a mapping sensor are large, and stay in memory until they are answered."""
 IDS = ".ids.txt"
 """How the name ends of the file that says what the rows of embeddings are."""
 DATASET_UP = "z"
 """What points up in a dataset's clouds, whatever it is in their files."""
-T = TypeVar("T")
 
 
 class Named(NamedTuple):
     """A cloud and what it is called: a file's name, an id, or the time of a message in nanoseconds.
 
-    `path` is its file: below the folder that was given, or as it was given itself.
+    `path` is its file: below the folder that was given, or as it was given itself. `header` is what else a message
+    says of it: when and in which frame it was taken.
     """
 
     name: str
     path: str
     points: NDArray[np.floating[Any]]
+    header: Mapping[str, Any] = MappingProxyType({})
 
 
 def predict(
     bundle: Path,
-    path: Path,
+    paths: Sequence[Path],
     reading: Reading,
     *,
     split: str | None = None,
@@ -60,32 +64,40 @@ def predict(
     classes: Sequence[str] | Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Print one line for each cloud of a file, a folder, a dataset or a recording.
+    """Print one line for each cloud of files, folders, datasets or recordings.
 
     Raises:
         InputError: nothing that can be classified.
     """
     refuse_unexported(bundle)
-    recorded = opens_as_recording(path, reading, split)
-    up_axis = reading.up_axis if recorded else DATASET_UP
-    with Classifier.load(bundle, backend=backend, threads=threads, up_axis=up_axis) as classifier:
+    recordings = {path for path in paths if opens_as_recording(path, reading, split)}
+    with Classifier.load(bundle, backend=backend, threads=threads) as classifier:
         if classes is not None:
             classifier.set_classes(classes)
             if note := classifier.info()["classes"]["note"]:
                 typer.echo(note, err=True)
         bad: dict[str, str] = {}
         answered = 0
-        if recorded:
-            clouds = messages(path, topic, bad, colored=reading.color != "none")
-        else:
-            clouds = readable(open_clouds(bundle, path, reading, split, topic), path, bad)
-        for part in parts(clouds):
-            for cloud, prediction in zip(part, classifier([cloud.points for cloud in part]), strict=True):
-                typer.echo(json_of(cloud, prediction) if as_json else line_of(cloud.name, prediction))
-                answered += 1
+        for path in paths:
+            if path in recordings:
+                up_axis = reading.up_axis
+                clouds = messages(path, topic, bad, colored=looks_at_colors(bundle, reading))
+            else:
+                up_axis = DATASET_UP
+                clouds = readable(open_clouds(bundle, path, reading, split, topic), path, bad)
+            for part in parts(clouds):
+                predictions = classifier([cloud.points for cloud in part], up_axis=up_axis)
+                for cloud, prediction in zip(part, predictions, strict=True):
+                    typer.echo(json_of(cloud, prediction) if as_json else line_of(cloud.name, prediction))
+                    answered += 1
     if not answered:
-        raise none_readable([path], bad)
+        raise none_readable(paths, bad)
     say_skipped(bad)
+
+
+def looks_at_colors(bundle: Path, reading: Reading) -> bool:
+    """Whether the colours of a recording matter: they are wanted, and the encoder has a use for them."""
+    return reading.color != "none" and load_manifest(bundle).encoder.channels == 6
 
 
 def opens_as_recording(path: Path, reading: Reading, split: str | None) -> bool:
@@ -158,15 +170,20 @@ def open_clouds(
 def messages(path: Path, topic: str | None, bad: dict[str, str], *, colored: bool = True) -> Iterator[Named]:
     """The clouds of a recording, with their colours or without; messages that hold none are put into `bad`."""
 
-    def note(stamp: int, reason: str) -> None:
-        bad[str(stamp)] = reason
+    def note(time: int, reason: str) -> None:
+        name, times = str(time), 1
+        while name in bad:  # messages may have been recorded at one time
+            times += 1
+            name = f"{time} ({times})"
+        bad[name] = reason
 
-    for stamp, recorded in read_recording(path, topic, note):
-        points = recorded if colored else recorded[:, :3]
-        if np.isfinite(points[:, :3]).all(axis=1).any():
-            yield Named(str(stamp), printable(str(path)), points)
+    for recorded in read_recording(path, topic, note, colors=colored):
+        xyz = recorded.points[:, :3]
+        if (np.isfinite(xyz).all(axis=1) & xyz.any(axis=1)).any():
+            header = {"stamp": recorded.stamp, "frame_id": recorded.frame_id}
+            yield Named(str(recorded.time), printable(str(path)), recorded.points, header)
         else:
-            note(stamp, "it holds no usable point")
+            note(recorded.time, "it holds no usable point")
 
 
 def readable(dataset: CloudDataset, given: Path, bad: dict[str, str]) -> Iterator[Named]:
@@ -190,15 +207,34 @@ def path_of(dataset: CloudDataset, index: int, given: Path) -> str:
     return printable(str(given))
 
 
-def parts(entries: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
-    """Cut a stream into lists of at most `size`; where it breaks off, what came before is a list still."""
+class Holding(Protocol):
+    """What holds a cloud."""
+
+    @property
+    def points(self) -> NDArray[Any]:
+        """(N, C)."""
+
+
+T = TypeVar("T", bound=Holding)
+
+
+def parts(entries: Iterable[T], size: int = AT_ONCE, most: int = POINTS_AT_ONCE) -> Iterator[list[T]]:
+    """Cut a stream into lists; where it breaks off, what came before is a list still.
+
+    Args:
+        entries: clouds.
+        size: the most of them in a list.
+        most: points from which on a list takes no further cloud.
+    """
     part: list[T] = []
+    held = 0
     try:
         for entry in entries:
             part.append(entry)
-            if len(part) == size:
+            held += len(entry.points)
+            if len(part) == size or held >= most:
                 yield part
-                part = []
+                part, held = [], 0
     except InvalidInput:  # a recording that is damaged further on
         if part:
             yield part
@@ -209,7 +245,8 @@ def parts(entries: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
 
 def json_of(cloud: Named, prediction: Prediction) -> str:
     """One line of JSON."""
-    return json.dumps({"file": cloud.name, "path": cloud.path, **prediction.to_dict()}, ensure_ascii=False)
+    found = {"file": cloud.name, "path": cloud.path, **cloud.header, **prediction.to_dict()}
+    return json.dumps(found, ensure_ascii=False)
 
 
 def line_of(name: str, prediction: Prediction) -> str:
@@ -227,6 +264,7 @@ def embed(
     *,
     split: str | None = None,
     topic: str | None = None,
+    backend: str | None = None,
     threads: int | None = None,
 ) -> None:
     """Write the embeddings of all clouds, in their order: (N, D) float32 unit rows, and beside them what each row is.
@@ -240,6 +278,7 @@ def embed(
         reading: how the clouds are read.
         split: of each of the paths; None for all of it.
         topic: of the recordings, all of which have it; None where they have one of clouds.
+        backend: of a bundle; None for the best.
         threads: of a pass on the CPU; None for one a core.
 
     Raises:
@@ -254,9 +293,16 @@ def embed(
         raise InputError(f"{missing}: expected a folder or file of clouds, found nothing there")
     bad: dict[str, str] = {}
     if (model / MANIFEST).is_file():
-        names, rows = embedded(model, paths, reading, bad, split=split, topic=topic, threads=threads)
-    elif topic is not None:
-        raise InputError(f"{model}: expected a bundle for --topic: recordings are read with one")
+        names, rows = embedded(
+            model, paths, reading, bad, split=split, topic=topic, backend=backend or "auto", threads=threads
+        )
+    elif topic is not None or backend is not None:
+        option = (
+            "--topic: recordings are read with one"
+            if topic is not None
+            else "--backend: others are run by torch"
+        )
+        raise InputError(f"{model}: expected a bundle for {option}")
     else:
         from crossmost.workflows import embed_clouds
         from crossmost.zoo import resolve
@@ -304,18 +350,19 @@ def embedded(
     *,
     split: str | None,
     topic: str | None,
+    backend: str,
     threads: int | None,
 ) -> tuple[list[str], NDArray[np.float32]]:
     """Names and embeddings of clouds by a bundle; those that cannot be read go into `bad`: see `embed`."""
     names: list[str] = []
     rows = [np.empty((0, load_manifest(bundle).encoder.dim), np.float32)]
     several = len(paths) > 1
-    with Classifier.load(bundle, threads=threads) as classifier:
+    with Classifier.load(bundle, backend=backend, threads=threads) as classifier:
         for path in paths:
             by_file, start = False, f"{path}/" if several else ""
             if opens_as_recording(path, reading, split):
                 up_axis = reading.up_axis
-                clouds = messages(path, topic, bad, colored=reading.color != "none")
+                clouds = messages(path, topic, bad, colored=looks_at_colors(bundle, reading))
             else:
                 up_axis, dataset = DATASET_UP, open_clouds(bundle, path, reading, split, topic)
                 by_file, start = row_names(dataset, path, several=several)

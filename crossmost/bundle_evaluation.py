@@ -223,12 +223,12 @@ def answer(
     column = {name: index for index, name in enumerate(names)}
     index, rows, similarity, unknown = [], [], [], []
     for part in parts(clouds.whole()):
-        predictions = classifier([points for _, points in part], top_k=len(names))
-        for (at, _), prediction in zip(part, predictions, strict=True):
+        predictions = classifier([cloud.points for cloud in part], top_k=len(names))
+        for cloud, prediction in zip(part, predictions, strict=True):
             row = np.zeros(len(names))
             for name, score in prediction.top_k:
                 row[column[name]] = score
-            index.append(at)
+            index.append(cloud.row)
             rows.append(row)
             similarity.append(prediction.similarity)
             unknown.append(prediction.unknown)

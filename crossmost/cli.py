@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 from crossmost.commands import converting, exporting, looking, running, training, vocabulary, zoo
 from crossmost.commands.app import app
@@ -12,4 +13,9 @@ __all__ = ["app", "converting", "exporting", "looking", "main", "running", "trai
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, TextIOWrapper
+        ):  # names of files may have letters that a terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="crossmost", args=sys.argv[1:])

@@ -191,4 +191,6 @@ class ClassChoice:
 def _number(similarity: float) -> float:
     if isinstance(similarity, bool) or not isinstance(similarity, Real):
         raise InvalidVocabulary(f"expected unknown_similarity as a number, found {similarity!r}")
+    if not -1 <= similarity <= 1:
+        raise InvalidVocabulary(f"expected unknown_similarity as a cosine, -1 to 1, found {similarity:g}")
     return float(similarity)

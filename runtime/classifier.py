@@ -43,8 +43,9 @@ class Classifier:
     `__cuda_array_interface__` (copied to the host by cuda-python), nested lists. Any real dtype. The first three
     columns are x, y, z. An encoder of colored clouds reads columns 3 to 5 as red, green, blue in 0..1, 0..255 or
     0..65535, and sees its filler where there are fewer; an encoder of bare clouds leaves all further columns out:
-    the intensity of (N, 4), the colors of (N, 6). Points with NaN or infinity are dropped and counted. The order of the
-    points matters only where distances are equal to the last bit, as on a grid: then the first point goes first.
+    the intensity of (N, 4), the colors of (N, 6). Points with NaN or infinity are dropped and counted, and so are those
+    at (0, 0, 0) beside the cloud. The order of the points matters only where distances are equal to the last bit, as on
+    a grid: then the first point goes first.
 
     Safe to share between threads. On a CPU none waits for another: the encoder's passes run in parallel (ONNX Runtime
     shares one pool of cores between them), and so does most of the sampling, during which NumPy releases the
@@ -128,8 +129,8 @@ class Classifier:
         """
         top_k = _count("top_k", top_k)
         judge = self._judge
-        embedding, dropped, timings = self._embed(points, up_axis)
-        return judge.predict(embedding, top_k, dropped, timings)
+        embedding, counts, timings = self._embed(points, up_axis)
+        return judge.predict(embedding, top_k, counts, timings)
 
     def embed(self, points: Any, *, up_axis: str | None = None) -> NDArray[np.float32]:
         """Embed one cloud, a list of clouds or a batch: (B, D) float32, unit rows.
@@ -262,8 +263,8 @@ class Classifier:
 
     def _embed(
         self, points: Any, up_axis: str | None
-    ) -> tuple[NDArray[np.float32], list[int], dict[str, float]]:
-        """Embeddings (B, D), dropped points of each cloud, and seconds of each stage."""
+    ) -> tuple[NDArray[np.float32], list[tuple[int, int]], dict[str, float]]:
+        """Embeddings (B, D), invalid and usable points of each cloud, and seconds of each stage."""
         backend = self._backend
         if backend is None:
             raise InvalidCall("expected an open classifier, found a closed one: load it again")
@@ -271,7 +272,7 @@ class Classifier:
         clouds_in = self._clouds_in if up_axis is None else CloudsIn(card, up_axis)
         clouds = split_clouds(points)
         rows = [np.empty((0, card.dim), np.float32)]
-        dropped: list[int] = []
+        counts: list[tuple[int, int]] = []
         timings = {"prepare": 0.0}
         called = time.perf_counter()
         for start in range(0, len(clouds), CLOUDS_AT_ONCE):
@@ -285,9 +286,9 @@ class Classifier:
                 timings[stage] = timings.get(stage, 0.0) + seconds
             check_finite(embedded.embedding, backend.name)
             rows.append(embedded.embedding)
-            dropped += [cloud.dropped for cloud in prepared]
+            counts += [(cloud.dropped, cloud.usable) for cloud in prepared]
         timings["total"] = time.perf_counter() - called
-        return np.concatenate(rows), dropped, timings
+        return np.concatenate(rows), counts, timings
 
 
 def _count(name: str, given: Any) -> int:

@@ -21,10 +21,11 @@ ON_CPU = (1, 3, 13)
 
 
 class Prepared(NamedTuple):
-    """A cloud as the encoder wants it, and how many invalid points it lost."""
+    """A cloud as the encoder wants it, how many invalid points it lost, and how many it had besides."""
 
     points: NDArray[np.float32]  # (n, C)
     dropped: int
+    usable: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class CloudsIn:
             cloud = np.concatenate([cloud[:, :3], colors], axis=1)
         # Before points are dropped: an intensity of NaN is no reason to.
         usable, dropped = drop_invalid(cloud[:, : 6 if columns == 6 else 3])
+        count = len(usable)
         # Which points are kept, and their order, depend on the axes: they are chosen z up, as the trainer does.
         if self.up_axis != "z":
             usable = turn(usable, self.up_axis)
@@ -72,7 +74,7 @@ class CloudsIn:
         points = prepare_usable(usable, most=card.points, least=card.least, scattered=card.radius is not None)
         if card.up_axis != "z":
             points = turn(points, "z", card.up_axis).astype(np.float32)
-        return Prepared(points, dropped)
+        return Prepared(points, dropped, count)
 
 
 def _of_points(cloud: NDArray[Any]) -> NDArray[Any]:

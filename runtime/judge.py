@@ -30,14 +30,18 @@ class Judge:
             raise InvalidCache(f"expected a TestTimeCache or None, found {self.cache!r}")
 
     def predict(
-        self, embedding: NDArray[np.float32], top_k: int, dropped: Sequence[int], timings: dict[str, float]
+        self,
+        embedding: NDArray[np.float32],
+        top_k: int,
+        counts: Sequence[tuple[int, int]],
+        timings: dict[str, float],
     ) -> list[Prediction]:
         """Classify unit rows.
 
         Args:
             embedding: (B, D) float32.
             top_k: classes listed a prediction, at least 1.
-            dropped: invalid points of each of the B clouds.
+            counts: invalid and usable points of each of the B clouds.
             timings: copied into each prediction.
         """
         names = self.bank.vocabulary.names
@@ -60,7 +64,7 @@ class Judge:
                     float(similarity[row]),
                     bool(unknown[row]),
                     dict(timings),
-                    dropped[row],
+                    *counts[row],
                 )
             )
         return predictions

@@ -35,6 +35,8 @@ def create_session(
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    # Threads that spin between calls keep all cores busy for nothing, and those of other sessions waiting.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # This pass crashes the process on half-precision transformers (microsoft/onnxruntime issue 28392).
     options.add_session_config_entry("optimization.disable_specified_optimizers", "NchwcTransformer")
     return onnxruntime.InferenceSession(str(path), options, providers=list(providers))

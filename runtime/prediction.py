@@ -22,7 +22,8 @@ class Prediction:
         unknown: the similarity is below the bundle's threshold: probably none of the classes.
         timings: seconds that each stage of the call took, for all its clouds together: `prepare`, the stages of the
             backend, and `total`, from raw clouds to embeddings.
-        dropped: points left out because they held NaN or infinity.
+        dropped: points left out because they held NaN or infinity, or zeros where nothing came back.
+        points: usable points of the cloud, before it was thinned or filled up: of a few no shape can be told.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Prediction:
     unknown: bool
     timings: dict[str, float]
     dropped: int = 0
+    points: int = 0
 
     def __repr__(self) -> str:
         """One line: what was found, with the runners-up."""
@@ -56,4 +58,5 @@ class Prediction:
             "similarity": self.similarity,
             "unknown": self.unknown,
             "dropped": self.dropped,
+            "points": self.points,
         }

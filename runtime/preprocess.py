@@ -80,7 +80,13 @@ def check_cloud(points: Any) -> NDArray[Any]:
 
 
 def drop_invalid(points: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    """Remove the points that hold NaN or infinity.
+    """Remove the points that hold NaN or infinity, and those at (0, 0, 0) where all others are to one side of it.
+
+    Many sensors write zeros where nothing came back. One such point would be the farthest of all, and the cloud would
+    be scaled to a dot beside it.
+
+    Args:
+        points: (N, 3+).
 
     Returns:
         The usable points, (n, C) in their own dtype, and how many were dropped.
@@ -88,16 +94,34 @@ def drop_invalid(points: NDArray[Any]) -> tuple[NDArray[Any], int]:
     Raises:
         InvalidCloud: no usable point is left.
     """
+    finite = _finite(points)
+    usable = _returned(finite)
+    return usable, len(points) - len(usable)
+
+
+def _finite(points: NDArray[Any]) -> NDArray[Any]:
     if not np.issubdtype(points.dtype, np.floating):
-        return points, 0
+        return points
     finite = np.isfinite(points)
     if finite.all():
-        return points, 0
+        return points
     usable = finite.all(axis=1)
-    dropped = len(points) - int(usable.sum())
-    if dropped == len(points):
-        raise InvalidCloud(f"expected at least one usable point, all {dropped} hold NaN or infinity")
-    return points[usable], dropped
+    if not usable.any():
+        raise InvalidCloud(f"expected at least one usable point, all {len(points)} hold NaN or infinity")
+    return points[usable]
+
+
+def _returned(points: NDArray[Any]) -> NDArray[Any]:
+    """The points less those at the origin, if it lies outside the box of the others."""
+    at_origin = points[:, 0] == 0
+    if not at_origin.any():
+        return points
+    at_origin &= (points[:, 1] == 0) & (points[:, 2] == 0)
+    if at_origin.all() or not at_origin.any():
+        return points
+    others = points[~at_origin]
+    low, high = others[:, :3].min(axis=0), others[:, :3].max(axis=0)
+    return others if (low > 0).any() or (high < 0).any() else points
 
 
 def normalize(xyz: NDArray[Any]) -> NDArray[np.float32]:

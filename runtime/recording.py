@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -21,6 +21,22 @@ MOST_OF_REASON = 300
 """Letters kept of what the library says, which may quote the whole of a damaged file's names."""
 
 
+class Recorded(NamedTuple):
+    """A cloud of a recording.
+
+    Attributes:
+        time: when its message was recorded, in nanoseconds since 1970.
+        points: see `cloud_from_message`.
+        stamp: the message's own, of its header, in nanoseconds: what transforms and pictures are found by.
+        frame_id: of its header.
+    """
+
+    time: int
+    points: NDArray[Any]
+    stamp: int
+    frame_id: str
+
+
 class InvalidRecording(InvalidInput):
     """A recording that cannot be read; the message names the file and says what was found."""
 
@@ -32,8 +48,12 @@ def is_recording(path: Path) -> bool:
 
 
 def read_recording(
-    path: Path, topic: str | None = None, on_invalid: Callable[[int, str], None] | None = None
-) -> Iterator[tuple[int, NDArray[Any]]]:
+    path: Path,
+    topic: str | None = None,
+    on_invalid: Callable[[int, str], None] | None = None,
+    *,
+    colors: bool = True,
+) -> Iterator[Recorded]:
     """Read the clouds of one topic in the order they were recorded, one message in memory at a time.
 
     The storage format decides how much is read for it: an .mcap and a .bag are unpacked chunk by chunk.
@@ -43,9 +63,7 @@ def read_recording(
         topic: a topic of sensor_msgs/PointCloud2; may be None where the recording has only one.
         on_invalid: called with the time and the fault of a message that holds no cloud, which is then passed over;
             None makes it an error.
-
-    Yields:
-        When the message was recorded, in nanoseconds since 1970, and its cloud: see `cloud_from_message`.
+        colors: see `cloud_from_message`.
 
     Raises:
         InvalidRecording: no recording, a damaged one, or not one topic to read; on the first or any later step.
@@ -65,14 +83,33 @@ def read_recording(
         chosen = _choose_topic(path, reader.connections, topic)
         for connection, timestamp, data in reader.messages(connections=chosen):
             try:
-                cloud = cloud_from_message(deserialize(data))
+                recorded = _decode(deserialize, data, timestamp, colors)
             except InvalidMessage as error:
                 if on_invalid is not None:
                     on_invalid(timestamp, str(error))
                     continue
                 where = f"the message on {listed([connection.topic])} at {timestamp} ns"
                 raise InvalidRecording(f"{path}: {where}: {error}") from None
-            yield timestamp, cloud
+            yield recorded
+
+
+def _decode(deserialize: Callable[[bytes], Any], data: bytes, time: int, colors: bool) -> Recorded:
+    """The cloud in the bytes of a message.
+
+    Raises:
+        InvalidMessage: there is none in them.
+    """
+    try:
+        message = deserialize(data)
+        stamp, frame_id = message.header.stamp, str(message.header.frame_id)
+    except Exception as error:  # damaged bytes make the library raise errors of any kind
+        raise InvalidMessage(f"expected a whole message, found {_reason(error)}") from error
+    points = cloud_from_message(message, colors=colors)
+    return Recorded(time, points, 10**9 * int(stamp.sec) + int(stamp.nanosec), frame_id)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MOST_OF_REASON]
 
 
 def _check_sqlite_paths(path: Path) -> None:
@@ -111,9 +148,10 @@ def _one_line_errors(path: Path) -> Iterator[None]:
     except InvalidRecording:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:MOST_OF_REASON]
         advice = "what was cut off may be mended by rosbag reindex, ros2 bag reindex or mcap recover"
-        raise InvalidRecording(f"{path}: expected a whole recording, found {reason}; {advice}") from error
+        raise InvalidRecording(
+            f"{path}: expected a whole recording, found {_reason(error)}; {advice}"
+        ) from error
 
 
 def _choose_topic(path: Path, connections: Collection[Any], topic: str | None) -> list[Any]:

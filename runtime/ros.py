@@ -95,7 +95,7 @@ class Grid:
         return np.ndarray((self.height, self.width), kind, self.data, field.offset, steps)
 
 
-def cloud_from_message(message: Any, *, drop_invalid: bool = False) -> NDArray[Any]:
+def cloud_from_message(message: Any, *, drop_invalid: bool = False, colors: bool = True) -> NDArray[Any]:
     """Turn a `sensor_msgs/PointCloud2` into an array of points, row by row.
 
     Fields other than coordinates and colors are passed over, whatever is in them, and `is_dense` is not
@@ -104,11 +104,14 @@ def cloud_from_message(message: Any, *, drop_invalid: bool = False) -> NDArray[A
     Args:
         message: has `height`, `width`, `fields` (each with `name`, `offset`, `datatype`, `count`),
             `is_bigendian`, `point_step`, `row_step` and `data` (any bytes, or a list of them).
-        drop_invalid: leave out the points whose coordinates hold NaN or infinity.
+        drop_invalid: leave out the points whose coordinates hold NaN or infinity, or are (0, 0, 0), where the sensor
+            itself is: that is how drivers write that nothing came back.
+        colors: read them where there are some; an encoder of xyz has no use for them, whatever they are.
 
     Returns:
         (n, 3) xyz in the message's units, or (n, 6) xyz and red, green, blue in [0, 1] where the message
-        has colors; float32 where that keeps every digit, else float64 (float64, int32, uint32 coordinates).
+        has colors that are wanted; float32 where that keeps every digit, else float64 (float64, int32, uint32
+        coordinates).
 
     Raises:
         InvalidMessage: no x, y or z, less data than announced, or a layout that contradicts itself.
@@ -116,8 +119,8 @@ def cloud_from_message(message: Any, *, drop_invalid: bool = False) -> NDArray[A
     fields = _meaningful_fields(_attribute(message, "fields"))
     grid = _grid(message)
     coordinates = [grid.values(fields[axis]) for axis in "xyz"]
-    colors = _colors(grid, fields)
-    columns = coordinates if colors is None else [*coordinates, *colors]
+    found = _colors(grid, fields, coordinates) if colors else None
+    columns = coordinates if found is None else [*coordinates, *found]
     dtype = np.result_type(np.float32, *(column.dtype for column in coordinates))
     cloud = np.empty((*coordinates[0].shape, len(columns)), dtype)
     # Widening a signalling NaN raises the processor's invalid flag.
@@ -129,6 +132,7 @@ def cloud_from_message(message: Any, *, drop_invalid: bool = False) -> NDArray[A
         return cloud
     # Column by column: NumPy is slow at reducing rows of three.
     usable = np.isfinite(cloud[:, 0]) & np.isfinite(cloud[:, 1]) & np.isfinite(cloud[:, 2])
+    usable &= (cloud[:, 0] != 0) | (cloud[:, 1] != 0) | (cloud[:, 2] != 0)
     return cloud if usable.all() else cloud[usable]
 
 
@@ -180,12 +184,18 @@ def _grid(message: Any) -> Grid:
     return Grid(data, height, width, point_step, row_step, order)
 
 
-def _colors(grid: Grid, fields: dict[str, Field]) -> list[NDArray[Any]] | None:
-    """Red, green and blue in [0, 1], each (height, width), or None."""
+def _colors(
+    grid: Grid, fields: dict[str, Field], coordinates: list[NDArray[Any]]
+) -> list[NDArray[Any]] | None:
+    """Red, green and blue in [0, 1], each (height, width), or None; what stands where no point is says nothing."""
     for names in SEPARATE_COLORS:
         if all(name in fields for name in names):
+            stored = np.stack([grid.values(fields[name]) for name in names])
+            if stored.dtype.kind == "f":
+                with np.errstate(invalid="ignore"):
+                    stored[:, ~np.isfinite(coordinates).all(axis=0)] = np.nan
             try:
-                colors, _ = unit_colors(np.stack([grid.values(fields[name]) for name in names]))
+                colors, _ = unit_colors(stored)
             except NotColors as error:
                 raise InvalidMessage(str(error)) from None
             return list(colors)

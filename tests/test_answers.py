@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import trimesh
 from typer.testing import CliRunner
 
 from crossmost import answers
+from crossmost.answers import Named
 from crossmost.checkpoints.base import load_base, save_base
 from crossmost.cli import app
 from crossmost.data.reading import Reading
@@ -22,7 +24,7 @@ from crossmost.models.student import embed_points
 from crossmost.runtime import Classifier
 from crossmost.runtime.clouds_in import CloudsIn
 from crossmost.runtime.manifest import load_manifest
-from crossmost.runtime.recording import InvalidRecording, read_recording
+from crossmost.runtime.recording import InvalidRecording, Recorded, read_recording
 
 
 @pytest.fixture
@@ -75,8 +77,9 @@ class TestPredict:
             expected = classifier([np.load(folder / f"{name}.npy") for name in "abc"])
         for line, prediction in zip(lines, expected, strict=True):
             assert set(line) == {
-                "file", "path", "label", "score", "top_k", "similarity", "unknown", "dropped"
+                "file", "path", "label", "score", "top_k", "similarity", "unknown", "dropped", "points"
             }  # fmt: skip
+            assert line["points"] == 90
             assert line["similarity"] == pytest.approx(prediction.similarity, abs=1e-4)
             assert line["dropped"] == 0
             assert line["label"] == prediction.label
@@ -178,7 +181,7 @@ class TestPredict:
 
     def test_the_up_axis_of_a_recording(self, bundle, crossmost, tmp_path, rng):
         recording = write_recording(tmp_path / "drive", rng)
-        clouds = [points for stamp, points in read_recording(recording, "/objects") if stamp != 2000]
+        clouds = [found.points for found in read_recording(recording, "/objects") if found.time != 2000]
         done = crossmost(
             "predict", bundle("fp32"), recording, "--topic", "/objects", "--json", "--up-axis", "y"
         )
@@ -190,13 +193,58 @@ class TestPredict:
         assert upright.stdout != done.stdout
 
     def test_the_colours_of_a_recording_can_be_left_out(self, tmp_path, rng, monkeypatch):
-        coloured = [(stamp, rng.uniform(size=(40, 6))) for stamp in (1, 2)]
-        monkeypatch.setattr(answers, "read_recording", lambda *_: iter(coloured))
-        given = [cloud.points for cloud in answers.messages(tmp_path, None, {})]
-        bare = [cloud.points for cloud in answers.messages(tmp_path, None, {}, colored=False)]
-        assert [points.shape for points in given] == [(40, 6)] * 2
-        assert [points.shape for points in bare] == [(40, 3)] * 2
-        np.testing.assert_array_equal(bare[1], given[1][:, :3])
+        asked = []
+
+        def read(path, topic, note, *, colors):
+            asked.append(colors)
+            return iter([Recorded(1, rng.uniform(size=(40, 6 if colors else 3)), 7, "lidar")])
+
+        monkeypatch.setattr(answers, "read_recording", read)
+        for colored in (True, False):
+            (found,) = answers.messages(tmp_path, None, {}, colored=colored)
+            assert found.points.shape == (40, 6 if colored else 3)
+            assert found.header == {"stamp": 7, "frame_id": "lidar"}
+        assert asked == [True, False]
+
+    def test_messages_of_one_time_that_hold_no_cloud_are_all_counted(self, tmp_path, monkeypatch):
+        """A frame of zeros is one where nothing came back."""
+        empty = [Recorded(5, np.zeros((9, 3)), 5, ""), Recorded(5, np.full((9, 3), np.nan), 5, "")]
+        monkeypatch.setattr(answers, "read_recording", lambda *_, **__: iter(empty))
+        bad = {}
+        assert list(answers.messages(tmp_path, None, bad)) == []
+        assert list(bad) == ["5", "5 (2)"]
+
+    def test_colours_are_decoded_for_an_encoder_of_colours_alone(self, bundle, monkeypatch):
+        manifest = load_manifest(bundle("fp32"))
+        for channels in (3, 6):
+            encoder = dataclasses.replace(manifest.encoder, channels=channels)
+            changed = dataclasses.replace(manifest, encoder=encoder)
+            monkeypatch.setattr(answers, "load_manifest", lambda _, changed=changed: changed)
+            assert answers.looks_at_colors(bundle("fp32"), Reading()) == (channels == 6)
+            assert not answers.looks_at_colors(bundle("fp32"), Reading(color="none"))
+
+    def test_a_name_that_the_terminal_has_no_letters_for(self, bundle, folder):
+        (folder / "a.npy").rename(folder / "\N{SNOWMAN}.npy")
+        command = [sys.executable, "-m", "crossmost", "predict", bundle("fp32"), folder, "--json"]
+        environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+        done = subprocess.run(command, capture_output=True, env=environment, check=True)
+        names = [json.loads(line)["file"] for line in done.stdout.decode("latin-1").splitlines()]
+        assert names == ["b", "c", "\N{SNOWMAN}"]
+
+    def test_several_paths_in_their_order(self, bundle, crossmost, folder, tmp_path, rng):
+        recording = write_recording(tmp_path / "drive", rng)
+        done = crossmost("predict", bundle("fp32"), folder / "c.npy", recording, folder, "--json")
+        assert done.exit_code == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [line["file"] for line in lines] == ["c", "1000", "3000", "a", "b", "c"]
+        assert [set(line) >= {"stamp", "frame_id"} for line in lines] == [
+            False,
+            True,
+            True,
+            False,
+            False,
+            False,
+        ]
 
     @pytest.mark.parametrize("option", [("--split", "test"), ("--columns", "xyz")])
     def test_what_a_recording_has_no_use_for_is_refused(self, bundle, crossmost, tmp_path, rng, option):
@@ -272,14 +320,23 @@ def write_recording(path, rng):
 
 
 def test_what_came_before_the_damage_is_answered_first():
+    clouds = [Named(str(row), "", np.zeros((1, 3))) for row in range(20)]
+
     def damaged():
-        yield from range(20)
+        yield from clouds
         raise InvalidRecording("cut off")
 
     found = answers.parts(damaged())
-    assert [next(found), next(found)] == [list(range(16)), list(range(16, 20))]
+    assert [next(found), next(found)] == [clouds[:16], clouds[16:]]
     with pytest.raises(InvalidRecording, match="cut off"):
         next(found)
+
+
+def test_large_scans_are_answered_a_few_at_a_time():
+    clouds = [Named(str(row), "", np.zeros((count, 3))) for row, count in enumerate((6, 3, 1, 20, 2))]
+    assert [[cloud.name for cloud in part] for part in answers.parts(clouds, 3, 10)] == [
+        ["0", "1", "2"], ["3"], ["4"],
+    ]  # fmt: skip
 
 
 class TestEmbed:
@@ -347,7 +404,7 @@ class TestEmbed:
         assert "2000: it holds no usable point" in done.stderr
         with Classifier.load(bundle("fp32")) as classifier:
             expected = classifier.embed(
-                [points for _, points in read_recording(recording) if len(points) > 3]
+                [found.points for found in read_recording(recording) if len(found.points) > 3]
             )
         np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-5)
         done = crossmost(
@@ -366,7 +423,9 @@ class TestEmbed:
         ]  # fmt: skip
         with Classifier.load(bundle("fp32"), up_axis="y") as classifier:
             of_file = classifier.embed(np.load(folder / "a.npy"))
-            turned = classifier.embed([points for _, points in read_recording(recording) if len(points) > 3])
+            turned = classifier.embed(
+                [found.points for found in read_recording(recording) if len(found.points) > 3]
+            )
         np.testing.assert_allclose(np.load(tmp_path / "e.npy")[[0, 3, 4]], [*of_file, *turned], atol=1e-5)
 
     def test_rows_have_names(self, bundle, crossmost, folder, tmp_path, tiny_base, write_shapes):

@@ -26,8 +26,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Of one pass on the CPU
 )
 def predict(
     bundle: Bundle,
-    path: Annotated[
-        Path, typer.Argument(help="A cloud, a folder, a dataset, or a ROS recording (.mcap, .bag, .db3).")
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Clouds, folders, datasets, or ROS recordings (.mcap, .bag, .db3)."),
     ],
     classes: Annotated[
         str | None,
@@ -50,7 +51,7 @@ def predict(
 
     answers.predict(
         bundle,
-        path,
+        paths,
         Reading(up_axis, columns, color),
         split=split,
         topic=topic,
@@ -69,6 +70,7 @@ def embed(
     paths: Annotated[list[Path], typer.Argument(help="Clouds, folders or datasets.")],
     out: Annotated[Path, typer.Option(help="The .npy to write: (N, D) float32, unit rows.")],
     topic: Topic = None,
+    backend: Annotated[str | None, typer.Option(help="Of a bundle: as for `crossmost predict`.")] = None,
     threads: Threads = None,
     split: Split = None,
     up_axis: UpAxis = "z",
@@ -80,7 +82,7 @@ def embed(
     from crossmost.data.reading import Reading
 
     reading = Reading(up_axis, columns, color)
-    answers.embed(model, paths, out, reading, split=split, topic=topic, threads=threads)
+    answers.embed(model, paths, out, reading, split=split, topic=topic, backend=backend, threads=threads)
 
 
 @command(epilog="Example: `crossmost bench scans.bundle --batches 1,8 --json`")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,13 @@ class Preparation:
         rgb = cloud.rgb if self.color == "auto" and cloud.rgb is not None else None
         colors = np.full(points.shape, MISSING_COLOR) if rgb is None else rgb.astype(np.float64)
         return np.concatenate([points, colors], axis=1)
+
+
+class WholeCloud(NamedTuple):
+    """What `CloudDataset.load_whole` gives, and at which index."""
+
+    row: int
+    points: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,15 +151,15 @@ class CloudDataset:
         """
         return self.preparation.turn(self.read(index))
 
-    def whole(self) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """The index of each cloud with what `load_whole` gives; those that cannot be read are recorded in `bad`."""
+    def whole(self) -> Iterator[WholeCloud]:
+        """The index of each cloud, and what `load_whole` gives; those that cannot be read are recorded in `bad`."""
         for index, name in enumerate(self.ids):
             try:
                 points = self.load_whole(index)
             except InputError as error:
                 self.bad[name] = str(error)
             else:
-                yield index, points
+                yield WholeCloud(index, points)
 
     def try_load(self, index: int) -> NDArray[np.float32] | None:
         """Load a cloud, or record in `bad` why it cannot be and return None."""

@@ -53,11 +53,13 @@ class Found:
         clouds: relative POSIX paths.
         others: files of other suffixes, counted by suffix in lower case.
         hdf: the first .h5 file, or None.
+        closed: folders that may not be entered.
     """
 
     clouds: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     hdf: str | None = None
+    closed: list[str] = field(default_factory=list)
 
 
 def catalog_folder(folder: Path, *, columns: str | None, samples: int) -> Catalog:
@@ -101,7 +103,7 @@ def catalog_folder(folder: Path, *, columns: str | None, samples: int) -> Catalo
         labels=np.array([index[name] if name else UNKNOWN for _, name in places], dtype=np.int64),
         class_names=class_names,
         folder=folder,
-        left_out=tuple(_left_out(found.others, beside, splits)),
+        left_out=tuple(_left_out(found, beside, splits)),
     )
 
 
@@ -136,8 +138,14 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: F
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
-    with os.scandir(folder) as entries:
-        inside = sorted(entries, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+    except PermissionError:
+        if not prefix:
+            raise
+        found.closed.append(prefix)  # such as the lost+found of a disk
+        return
     for entry in inside:
         if entry.name.startswith((".", "__MACOSX")) or (not prefix and entry.name == VIEWS):
             continue
@@ -166,8 +174,11 @@ def _counted(others: Counter[str]) -> str:
     return f"{kinds} file{'s' if others.total() > 1 else ''}"
 
 
-def _left_out(others: Counter[str], beside: list[str], splits: set[str]) -> Iterator[str]:
-    """A line for files of other formats, and one for folders beside the splits."""
+def _left_out(found: Found, beside: list[str], splits: set[str]) -> Iterator[str]:
+    """A line for files of other formats, one for folders beside the splits, and one for those that stay closed."""
+    if found.closed:
+        yield f"{', '.join(map(printable, found.closed))} left out: permission denied"
+    others = found.others
     if others:
         were = "were" if others.total() > 1 else "was"
         yield f"{_counted(others)} {were} left out: not a format that is read"

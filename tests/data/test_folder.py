@@ -3,6 +3,7 @@
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -159,6 +160,30 @@ def test_a_validation_split_has_many_names(tmp_path: Path, name: str, form: str)
     assert classes_of(dataset) == ["mug"] * 3
     assert len(open_dataset(tmp_path, split="val")) == 1
     assert dataset.left_out == ()
+
+
+def test_a_folder_that_may_not_be_entered_is_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the lost+found of a disk; whoever runs the tests may enter everything, maybe."""
+    np.save(tmp_path / "a.npy", np.ones((4, 3)))
+    closed = tmp_path / "lost+found"
+    closed.mkdir()
+    scan = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if Path(folder) == refused:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    refused = closed
+    found = open_dataset(tmp_path)
+    assert found.ids == ("a",)
+    assert found.left_out == ("lost+found/ left out: permission denied",)
+    refused = tmp_path
+    with pytest.raises(PermissionError):
+        open_dataset(tmp_path)
 
 
 def test_folders_beside_the_splits_are_left_out_and_named(tmp_path: Path) -> None:

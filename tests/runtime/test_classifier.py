@@ -434,11 +434,11 @@ def test_a_threshold_may_be_given_with_the_classes(own, exported, shapes_of):
     similarities = sorted(prediction.similarity for prediction in own(clouds))
     own.set_classes(SHAPES, unknown_similarity=similarities[4])
     assert sum(prediction.unknown for prediction in own(clouds)) == 4
-    own.set_classes(["table", "chair"], unknown_similarity=2)
+    own.set_classes(["table", "chair"], unknown_similarity=1)
     assert all(prediction.unknown for prediction in own(clouds))
-    assert own.info()["classes"]["unknown_similarity"] == 2
+    assert own.info()["classes"]["unknown_similarity"] == 1
     assert own.info()["classes"]["note"] == ""
-    for wrong in (float("nan"), "0.3", True):
+    for wrong in (float("nan"), "0.3", True, 70):
         with pytest.raises(InvalidVocabulary, match="unknown_similarity"):
             own.set_classes(["table", "chair"], unknown_similarity=wrong)
     assert own.classes == ("table", "chair")

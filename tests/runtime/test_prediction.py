@@ -40,6 +40,7 @@ def test_programs_get_json():
         "similarity": 0.4,
         "unknown": False,
         "dropped": 0,
+        "points": 0,
     }
 
 

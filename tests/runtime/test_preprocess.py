@@ -228,6 +228,29 @@ def test_points_with_a_bad_coordinate_are_dropped_and_counted(bad: float, axis: 
     np.testing.assert_array_equal(prepare(points, most=100), prepare(usable, most=100))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("columns", [3, 6])
+def test_zeros_beside_the_cloud_are_no_points(dtype: type, columns: int) -> None:
+    """What many sensors write where nothing came back; one of them would scale the cloud to a dot."""
+    points = (100 * np.random.default_rng(0).random((60, columns)) + [0, 0, 5, 0, 0, 0][:columns]).astype(
+        dtype
+    )
+    padded = np.concatenate([points[:20], np.zeros((7, columns), dtype), points[20:]])
+    usable, dropped = drop_invalid(padded)
+    assert dropped == 7
+    np.testing.assert_array_equal(usable, points)
+    np.testing.assert_array_equal(prepare(padded, most=100), prepare(points, most=100))
+
+
+@pytest.mark.parametrize("low", [-1.0, 0.0])
+def test_an_origin_within_the_cloud_or_at_its_edge_is_a_point(low: float) -> None:
+    points = np.random.default_rng(0).uniform(low, 1, (60, 3))
+    points[3], points[4:7] = 0.0, (1 - np.eye(3)) / 2  # these on each of the three planes
+    assert drop_invalid(points)[1] == 0
+    assert drop_invalid(np.zeros((5, 3)))[1] == 0
+    assert drop_invalid(np.array([[0.0, 0, 0]]))[1] == 0
+
+
 def test_a_clean_cloud_loses_nothing() -> None:
     points = cloud(0)
     usable, dropped = drop_invalid(points)

@@ -1,3 +1,4 @@
+import sqlite3
 import subprocess
 import sys
 import tracemalloc
@@ -104,8 +105,9 @@ def as_messages(store, clouds, topic="/points"):
 
 
 def assert_recorded(read, clouds):
-    assert [timestamp for timestamp, _ in read] == [START + index for index in range(len(clouds))]
-    for (_, cloud), expected in zip(read, clouds, strict=True):
+    assert [recorded.time for recorded in read] == [START + index for index in range(len(clouds))]
+    for (_, cloud, stamp, frame_id), expected in zip(read, clouds, strict=True):
+        assert (stamp, frame_id) == (1_000_000_002, "lidar")
         assert cloud.dtype == np.float32
         np.testing.assert_array_equal(cloud, expected)
 
@@ -164,6 +166,23 @@ def test_a_message_that_holds_no_cloud_is_named_after_the_good_ones(kind, clouds
         InvalidRecording, match=rf"message on /points at {START + 99} ns: expected a row_step"
     ):
         next(recording)
+
+
+def test_a_message_of_damaged_bytes_is_passed_over_and_the_rest_is_read(clouds, tmp_path):
+    """Cut off within its row of the database, which is sound itself."""
+    path = only_file(write_ros2(tmp_path / "recording", as_messages(ROS2, clouds), "sqlite3"))
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "update messages set data = substr(data, 1, 60) where timestamp = ? and length(data) > 60",
+            (START + 1,),
+        )
+    told = {}
+    read = list(read_recording(path, None, told.__setitem__))
+    assert [recorded.time for recorded in read] == [START, START + 2]
+    assert list(told) == [START + 1]
+    assert told[START + 1].startswith("expected a whole message, found ")
+    with pytest.raises(InvalidRecording, match=f"at {START + 1} ns: expected a whole message"):
+        list(read_recording(path))
 
 
 @pytest.mark.parametrize("kind", ["bag", "mcap", "db3"])
@@ -264,7 +283,7 @@ def test_damaged_files_give_clouds_or_a_line(kind, small_recordings, data):
     path.write_bytes(damaged)
     line = "one"
     try:
-        for timestamp, cloud in read_recording(path):
+        for timestamp, cloud, *_ in read_recording(path):
             assert isinstance(timestamp, int)
             assert cloud.shape[1] in (3, 6)
     except InvalidRecording as error:
@@ -276,7 +295,7 @@ def test_damaged_files_give_clouds_or_a_line(kind, small_recordings, data):
 def peak_of_reading(path):
     tracemalloc.start()
     try:
-        read = sum(len(cloud) for _, cloud in read_recording(path))
+        read = sum(len(recorded.points) for recorded in read_recording(path))
         return read, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -302,7 +321,7 @@ def test_a_recording_may_be_left_halfway_and_the_readers_own_errors_stay_its_own
     recording.close()
 
     def fail_on_the_first():
-        for timestamp, _ in read_recording(path):
+        for timestamp, *_ in read_recording(path):
             timestamp // 0
 
     with pytest.raises(ZeroDivisionError):

@@ -120,6 +120,30 @@ def test_separate_colors_come_out_in_zero_to_one(names, datatype, stored, expect
     np.testing.assert_allclose(cloud, [(1, 2, 3, *expected)], rtol=1e-6)
 
 
+def test_what_came_back_from_nowhere_is_no_point():
+    """Drivers without NaN write zeros; the sensor sees no point where it is itself."""
+    points = [(1, 2, 3), (0, 0, 0), (0, 0, 4), (-0.0, 0, 0), (np.nan, 0, 0), (0, 5, 0)]
+    message = make_message(XYZ, points)
+    np.testing.assert_array_equal(
+        cloud_from_message(message, drop_invalid=True), [(1, 2, 3), (0, 0, 4), (0, 5, 0)]
+    )
+    assert len(cloud_from_message(message)) == len(points)
+
+
+def test_colors_that_nobody_wants_are_not_looked_at():
+    message = make_message([*XYZ, ("rgb", 2)], [(1, 2, 3, 9)])
+    with pytest.raises(InvalidMessage, match="'rgb' as packed"):
+        cloud_from_message(message)
+    np.testing.assert_array_equal(cloud_from_message(message, colors=False), [(1, 2, 3)])
+
+
+def test_colors_where_no_point_is_say_nothing():
+    layout = [*XYZ, ("r", 7), ("g", 7), ("b", 7)]
+    cloud = cloud_from_message(make_message(layout, [(1, 2, 3, 0, 51, 255), (np.nan, 2, 3, -1, -1, -1)]))
+    np.testing.assert_allclose(cloud[0], (1, 2, 3, 0, 0.2, 1), rtol=1e-6)
+    np.testing.assert_allclose(cloud[1, 3:], 0.4, rtol=1e-6)
+
+
 @pytest.mark.parametrize("stored", [(-1, 0, 0), (70000, 0, 0)])
 def test_colors_that_are_none_are_refused(stored):
     message = make_message([*XYZ, ("r", 7), ("g", 7), ("b", 7)], [(1, 2, 3, *stored)])

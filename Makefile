@@ -62,6 +62,7 @@ benchmarks: benchmark-data $(VENV)/.dev
 		$(BIN)/python benchmarks/$$script.py --data "$(DATA)" --work "$(WORK)"; done
 	set -e; for epochs in 32 64; do $(BIN)/python benchmarks/$(LONGER) --jobs 2; done
 	$(BIN)/python benchmarks/runtime.py --data "$(DATA)" --work "$(WORK)" --soak 100000 --install
+	$(BIN)/python benchmarks/idle.py --work "$(WORK)"
 	$(BIN)/python benchmarks/demo.py --work "$(WORK)"
 	$(BIN)/python benchmarks/zoo_table.py
 

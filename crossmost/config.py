@@ -192,6 +192,8 @@ SWITCHES: dict[str, str] = {
 """Each switch with its value in the reference recipe; the field's default is the crossmost value."""
 
 
+WITH_POINTS = ("mode", ("joint", "separate", "agreement", "point-only"))
+WITH_IMAGES = ("mode", ("joint", "separate", "agreement", "image-only"))
 Needs = tuple[tuple[str, tuple[str, ...]], ...]
 NEEDS: dict[str, Needs] = {
     "threshold_joint": (("threshold", ("fixed",)), ("mode", ("joint",))),
@@ -208,6 +210,8 @@ NEEDS: dict[str, Needs] = {
     "ema_ramp_steps": (("ema_ramp", ("steps",)),),
     "ema_ramp_epochs": (("ema_ramp", ("epochs",)),),
     "ema_memory_epochs": (("ema_ramp", ("epochs",)),),
+    **dict.fromkeys(("point_weight", "point_target", "batch_norm", "freeze_patch_encoder"), (WITH_POINTS,)),
+    **dict.fromkeys(("image_divisor", "rendered_views", "teacher_views", "layer_decay"), (WITH_IMAGES,)),
 }
 """Options that do something only where each of these others has one of the values."""
 

@@ -14,7 +14,9 @@ from crossmost.adaptation.pretrain import PretrainConfig
 from crossmost.adaptation.pretrain import pretrain as align
 from crossmost.checkpoints.base import Architecture, save_base
 from crossmost.checkpoints.destination import check_destination
+from crossmost.data.class_names import positions_in
 from crossmost.data.dataset import CloudDataset
+from crossmost.data.folder import VIEWS
 from crossmost.data.reading import Reading
 from crossmost.errors import InputError
 from crossmost.models.clip import has_scheme
@@ -59,6 +61,8 @@ def make_base(
     point_card = load_point_card(card)
     clouds = training_clouds(reading, data, point_card, split)
     clouds.probe()
+    if clouds.pictured():
+        typer.echo(f"pretrain renders its views: the pictures in {VIEWS}/ are not used", err=True)
     texts_of = caption_of_each(clouds, captions)
     vocabulary = words.load(None, tuple(dict.fromkeys(texts_of)))
     rows = caption_rows(texts_of, vocabulary)
@@ -125,13 +129,13 @@ def caption_of_each(clouds: CloudDataset, captions: Path | None) -> list[str]:
 
 
 def caption_rows(texts: list[str], vocabulary: Vocabulary) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The row of each caption in the vocabulary.
+    """The row of each caption in the vocabulary; what is not there letter by letter is found as class names are.
 
     Raises:
-        InputError: the vocabulary lacks one.
+        InputError: the vocabulary lacks one; it names the nearest.
     """
     rows = {name: row for row, name in enumerate(vocabulary.names)}
-    unknown = sorted(set(texts) - rows.keys())
-    if unknown:
-        raise InputError(f"the vocabulary has no embedding of '{unknown[0]}' ({len(unknown)} such captions)")
+    others = sorted(set(texts) - rows.keys())
+    if others:
+        rows |= dict(zip(others, positions_in(vocabulary.names, others).tolist(), strict=True))
     return np.array([rows[text] for text in texts], dtype=np.int64)

@@ -35,6 +35,7 @@ from crossmost.checkpoints.run import (
 )
 from crossmost.config import TrainConfig, fit_to_base
 from crossmost.data.dataset import CloudDataset
+from crossmost.data.inspection import pictures_note
 from crossmost.data.reading import Reading
 from crossmost.errors import InputError, WorkFailed
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run
@@ -76,6 +77,8 @@ def start_training(
     check_text_model(vocabulary, architecture)
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
     check_before_training(clouds, shown, vocabulary)
+    if config.mode != "point-only" and (note := pictures_note(clouds)):
+        typer.echo(note, err=True)
     report = {
         "test": test and str(test.resolve()),
         "ignore_labels": ignore_labels,
@@ -112,7 +115,12 @@ def resume_training(
     config = runs.check_resumable(out, machine)
     made = read_provenance(out)
     began = made.get(REPORTED, {})
-    test = test or (Path(began["test"]) if began.get("test") else None)
+    if test is None and began.get("test"):
+        test = Path(began["test"])
+        if not test.exists():
+            raise InputError(
+                f"{test}: the run was begun with it for --test, and it is not there: give --test"
+            )
     ignore_labels = ignore_labels or began.get("ignore_labels", False)
     tensorboard = tensorboard or began.get("tensorboard", False)
     reading = reading_of(out, given, labels=not ignore_labels)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 from crossmost.checkpoints.run import METRICS, read_provenance
@@ -140,6 +141,81 @@ def test_the_dataset_of_the_report_is_remembered(
     again = invoke("train", plain, "--resume", "--out", tmp_path / "run", "--device", "cpu")
     assert "top-1 on 24 clouds" in first.stderr
     assert "top-1 on 24 clouds" in again.stderr
+
+
+def test_a_dataset_of_the_report_that_is_gone_is_asked_for(
+    tmp_path: Path,
+    write_shapes: Callable[..., Path],
+    shapes_file: Path,
+    tiny_base: Path,
+    vocabulary_file: Path,
+) -> None:
+    test = write_shapes(tmp_path / "test.npz", 8)
+    began = ("--base", tiny_base, "--vocabulary", vocabulary_file, "--test", test, "--epochs", 0)
+    assert invoke("train", shapes_file, *began, "--out", tmp_path / "run", *SHORT).exit_code == 0
+    moved = test.rename(tmp_path / "moved.npz")
+    again = ("train", shapes_file, "--resume", "--out", tmp_path / "run", "--device", "cpu")
+    refused = invoke(*again)
+    assert refused.exit_code == 2
+    assert f"{test}: the run was begun with it for --test, and it is not there: give --test" in refused.stderr
+    assert invoke(*again, "--test", moved).exit_code == 0
+
+
+def test_a_run_of_which_nothing_was_saved_says_how_to_go_on(run: Path, lying_file: Path) -> None:
+    for name in ("student.safetensors", "teacher.safetensors", "state.pt"):
+        (run / name).unlink()
+    for command in (("eval", run, lying_file), ("inspect", run)):
+        result = invoke(*command)
+        assert result.exit_code == 2
+        assert f"go on with `crossmost train DATA --resume --out {run}`" in result.stderr
+
+
+def test_the_options_of_a_run_are_not_those_of_a_new_one(run: Path) -> None:
+    refused = invoke("train", "--resume", "--out", run, "--print-config")
+    assert refused.exit_code == 2
+    assert "config.yaml" in refused.stderr
+
+
+def test_a_run_embeds_clouds_as_it_read_its_own(
+    tmp_path: Path, shapes_file: Path, tiny_base: Path, vocabulary_file: Path
+) -> None:
+    began = ("--base", tiny_base, "--vocabulary", vocabulary_file, "--up-axis", "y", "--epochs", 0)
+    assert invoke("train", shapes_file, *began, "--out", tmp_path / "run", *SHORT).exit_code == 0
+    rows = {}
+    for name, more in (("own", ()), ("y", ("--up-axis", "y")), ("z", ("--up-axis", "z"))):
+        out = tmp_path / f"{name}.npy"
+        done = invoke("embed", tmp_path / "run", shapes_file, "--out", out, *more)
+        assert done.exit_code == 0, done.stderr
+        assert ("were read with y" in done.stderr) == (name == "z")
+        rows[name] = np.load(out)
+    np.testing.assert_array_equal(rows["own"], rows["y"])
+    assert np.abs(rows["own"] - rows["z"]).max() > 1e-3
+
+
+def test_own_pictures_are_counted_and_wrong_names_told(
+    tmp_path: Path, tiny_base: Path, vocabulary_file: Path, write_shapes: Callable[..., Path]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    with np.load(write_shapes(tmp_path / "shapes.npz", 8)) as stored:
+        for number, points in enumerate(stored["points"]):
+            np.save(data / f"{number}.npy", points)
+    began = ("--base", tiny_base, "--vocabulary", vocabulary_file, "--epochs", 0, *SHORT)
+    for name, line in (
+        (
+            "other",
+            "no picture in views/ is of a cloud: its folders are named as the clouds are, such as views/0/",
+        ),
+        ("3", "own pictures of 1 of 8 clouds, in views/"),
+    ):
+        (data / "views" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(data / "views" / name / "1.png")
+        result = invoke("train", data, *began, "--out", tmp_path / f"run-{name}")
+        assert result.exit_code == 0, result.stderr
+        assert line in result.stderr
+        found = invoke("inspect", data).stdout
+        assert (line in found) == (name == "other")
+        assert ("pictures     of 1 of the clouds" in found) == (name == "3")
 
 
 def test_an_unfinished_run_says_so_wherever_it_is_used(run: Path, lying_file: Path, tmp_path: Path) -> None:

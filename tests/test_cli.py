@@ -829,6 +829,29 @@ class TestPretrain:
         assert trained.exit_code == 0, trained.stderr
 
     @pytest.mark.usefixtures("tiny")
+    def test_class_names_are_found_as_people_write_them(
+        self, tmp_path: Path, vocabulary_file: Path, write_shapes: Callable[..., Path]
+    ) -> None:
+        data = write_shapes(
+            tmp_path / "a.npz", class_names=np.array(["Bottle", "CHAIR", "moni-tor", "table"])
+        )
+        done = invoke(*self.pretrain(data, vocabulary_file, tmp_path / "own.safetensors"))
+        assert done.exit_code == 0, done.stderr
+        data = write_shapes(tmp_path / "b.npz", class_names=np.array(["botle", "chair", "monitor", "table"]))
+        line = refused(*self.pretrain(data, vocabulary_file, tmp_path / "other.safetensors"))
+        assert "found 'botle'; the nearest is 'bottle'" in line
+
+    @pytest.mark.usefixtures("tiny")
+    def test_own_pictures_are_not_used_and_that_is_said(
+        self, tmp_path: Path, shapes_file: Path, vocabulary_file: Path
+    ) -> None:
+        data = Path(shutil.copy(shapes_file, tmp_path))
+        (tmp_path / "views" / "shape3").mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "views" / "shape3" / "1.png")
+        done = invoke(*self.pretrain(data, vocabulary_file, tmp_path / "own.safetensors"))
+        assert "the pictures in views/ are not used" in done.stderr
+
+    @pytest.mark.usefixtures("tiny")
     def test_captions_from_a_file(
         self, tmp_path: Path, shapes_file: Path, vocabulary_file: Path, write_shapes: Callable[..., Path]
     ) -> None:

@@ -205,6 +205,8 @@ class TestErrors:
             ({"kept_share": 0.5, "mode": "agreement"}, "kept_share has no effect with mode=agreement"),
             ({"threshold_image": 0.9, "threshold": "fixed"}, "it needs mode=separate or image-only"),
             ({"point_confidence": 0.5}, "point_confidence has no effect"),
+            ({"batch_norm": "live", "mode": "image-only"}, "batch_norm has no effect with mode=image-only"),
+            ({"layer_decay": 0.5, "mode": "point-only"}, "layer_decay has no effect with mode=point-only"),
             ({"point_confidence": 0.5, "mode": "agreement"}, ""),
             ({"point_confidence": 0.5, "joint_label": "winner"}, ""),
             ({"kept_share": 0.5, "anchor_share": 0.5}, ""),

@@ -6,7 +6,7 @@ import hashlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from crossmost.checkpoints.run import (
     PROVENANCE,
     PSEUDO_LABELS,
     build_student,
+    check_folder,
     is_run,
     read_provenance,
     save_run,
@@ -40,12 +41,17 @@ from crossmost.checkpoints.store import has_generation, load_generation
 from crossmost.config import TrainConfig, fit_to_base, make_config, read_options, to_yaml
 from crossmost.data.dataset import CloudDataset
 from crossmost.errors import InputError
+from crossmost.runtime.file_locks import locked
 from crossmost.runtime.manifest import hash_file
 from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 
 OnBatch = Callable[[Record], None]
 OnEpoch = Callable[[Record], None]
 OnWarning = Callable[[str], None]
+
+
+LOCK = ".lock"
+"""In the folder of a run while it is trained: held by the process that does."""
 
 
 class Outcome(NamedTuple):
@@ -87,8 +93,7 @@ def train(
     check_utf8(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose a folder for --out")
-    if is_run(folder):
-        raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
+    _refuse_run(folder)
     encoders, architecture = load_base(base)
     config = fit_to_base(config, images=architecture.image is not None)
     student = build_student(encoders, architecture, vocabulary, config)
@@ -101,13 +106,18 @@ def train(
     scores = scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device)
     if warning := axis_warning(scores, clouds.preparation.up_axis):
         on_warning(warning)
-    start_run(folder, base, vocabulary)
-    write_json_atomic(
-        folder / PROVENANCE, {**provenance(clouds, base), "up_axis_scores": scores, **(notes or {})}
-    )
-    save_sample(folder / SAMPLE, take_sample(clouds))
-    write_text_atomic(folder / CONFIG, to_yaml(config))  # the last: with it the folder is a run that resumes
-    return _fit(trainer, architecture, folder, on_batch, on_epoch)
+    check_folder(folder)
+    with _alone(folder):
+        _refuse_run(folder)  # another process may have begun one meanwhile
+        start_run(folder, base, vocabulary)
+        write_json_atomic(
+            folder / PROVENANCE, {**provenance(clouds, base), "up_axis_scores": scores, **(notes or {})}
+        )
+        save_sample(folder / SAMPLE, take_sample(clouds))
+        write_text_atomic(
+            folder / CONFIG, to_yaml(config)
+        )  # the last: with it the folder is a run that resumes
+        return _fit(trainer, architecture, folder, on_batch, on_epoch)
 
 
 def resume(
@@ -147,12 +157,16 @@ def resume(
     pictures = made.get("views_sha256")  # runs did not always note it
     if config.mode != "point-only" and pictures not in (None, clouds.views_contents()):
         raise InputError(f"{folder} was trained with other pictures in views/: resume with the same")
-    if has_generation(folder):
-        generation = load_generation(folder, NAMES)
-        read_architecture(generation.weights[NAMES[0]].metadata, folder / f"{NAMES[0]}.safetensors", FORMAT)
-        chosen = {name: generation.weights[name].tensors for name in NAMES}
-        trainer.load_state(generation.state, chosen)
-    return _fit(trainer, architecture, folder, on_batch, on_epoch)
+    with _alone(folder):
+        if has_generation(folder):
+            generation = load_generation(folder, NAMES)
+            read_architecture(
+                generation.weights[NAMES[0]].metadata, folder / f"{NAMES[0]}.safetensors", FORMAT
+            )
+            chosen = {name: generation.weights[name].tensors for name in NAMES}
+            trainer.load_state(generation.state, chosen)
+            _write_records(trainer, folder)  # a process that was killed between the two left them behind
+        return _fit(trainer, architecture, folder, on_batch, on_epoch)
 
 
 def check_resumable(folder: Path, machine: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -236,8 +250,7 @@ def _fit(
         progress = trainer.progress
         number = (progress.epoch * 1_000_000) + progress.batch + len(progress.records)
         save_run(folder, architecture, trainer.chosen, trainer.state(), number)
-        lines = [json_line(record) for record in progress.records]
-        write_text_atomic(folder / METRICS, "\n".join(lines) + "\n")
+        _write_records(trainer, folder)
 
     def end_of_epoch(_: Trainer) -> None:
         save(trainer)
@@ -254,6 +267,39 @@ def _fit(
         trainer.fit(after_batch, end_of_epoch)
     _save_pseudo_labels(trainer, clouds, folder)
     return Outcome(trainer, folder)
+
+
+def _write_records(trainer: Trainer, folder: Path) -> None:
+    lines = [json_line(record) for record in trainer.progress.records]
+    write_text_atomic(folder / METRICS, "\n".join(lines) + "\n")
+
+
+def _refuse_run(folder: Path) -> None:
+    if is_run(folder):
+        raise InputError(f"{folder} already holds a run: continue it with --resume, or choose another --out")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder, which is made; the lock goes with this one at the latest.
+
+    Raises:
+        InputError: one is training there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / LOCK, 0))
+        except TimeoutError:
+            raise InputError(
+                f"{folder}: another process trains this run: wait for it, or choose another --out"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 def _save_pseudo_labels(trainer: Trainer, clouds: CloudDataset, folder: Path) -> None:

@@ -24,7 +24,14 @@ from crossmost.checkpoints.base import (
 )
 from crossmost.checkpoints.run_files import CLASSES, CONFIG, is_run
 from crossmost.checkpoints.sample import SAMPLE
-from crossmost.checkpoints.store import STATE_FILE, Generation, Weights, load_generation, save_generation
+from crossmost.checkpoints.store import (
+    STATE_FILE,
+    Generation,
+    Weights,
+    has_generation,
+    load_generation,
+    save_generation,
+)
 from crossmost.config import TrainConfig, make_config, read_options
 from crossmost.errors import InputError
 from crossmost.models.student import DualEncoder, Student
@@ -222,6 +229,11 @@ def load_run(folder: Path) -> Run:
         )
     config = make_config(read_options(folder / CONFIG))
     vocabulary = load_vocabulary(folder / CLASSES)
+    if not has_generation(folder):
+        raise InputError(
+            f"{folder}: the run ended before anything was saved: go on with "
+            f"`crossmost train DATA --resume --out {folder}`"
+        )
     generation = load_generation(folder, NAMES)
     architecture = read_architecture(
         generation.weights["student"].metadata, folder / "student.safetensors", FORMAT

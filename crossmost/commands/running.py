@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from crossmost.checkpoints.run_files import is_run
 from crossmost.commands.app import command
-from crossmost.commands.options import Color, Columns, Json, Split, UpAxis
+from crossmost.commands.options import Color, Columns, Json, OwnColor, OwnColumns, OwnUpAxis, Split, UpAxis
 from crossmost.errors import InputError
 
 Bundle = Annotated[Path, typer.Argument(help="Folder made by `crossmost export`.")]
@@ -73,15 +74,19 @@ def embed(
     backend: Annotated[str | None, typer.Option(help="Of a bundle: as for `crossmost predict`.")] = None,
     threads: Threads = None,
     split: Split = None,
-    up_axis: UpAxis = "z",
-    columns: Columns = None,
-    color: Color = "auto",
+    up_axis: OwnUpAxis = None,
+    columns: OwnColumns = None,
+    color: OwnColor = None,
 ) -> None:
     """Write the embedding of every cloud, in their order, and beside OUT.npy what each row is: OUT.ids.txt."""
     from crossmost import answers
     from crossmost.data.reading import Reading
 
-    reading = Reading(up_axis, columns, color)
+    reading = Reading(up_axis or "z", columns, color or "auto")
+    if is_run(model):
+        from crossmost.own_clouds import reading_of
+
+        reading = reading_of(model, {"up_axis": up_axis, "columns": columns, "color": color})
     answers.embed(model, paths, out, reading, split=split, topic=topic, backend=backend, threads=threads)
 
 

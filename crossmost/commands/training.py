@@ -30,11 +30,14 @@ from crossmost.commands.options import (
 )
 from crossmost.errors import InputError
 
+MOST_SEED = 2**32 - 1
+"""Of training: NumPy's generators take no more."""
+
 
 @command(epilog="Example: `crossmost demo --out demo-out --seed 1`")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("demo-out"),
-    seed: Annotated[int, typer.Option(min=0, help="Of shapes, scans and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of shapes, scans and training.")] = 0,
 ) -> None:
     """Adapt a small classifier of everyday shapes to simulated scans, in about a minute on two CPU cores."""
     from crossmost.demo import run_demo
@@ -120,6 +123,10 @@ def train(
     stated = {**given, **parse_assignments(assignments or [])}
     of_file = beside_another_recipe(read_options(config), stated.get("recipe")) if config else {}
     settings = make_config({**of_file, **stated})
+    if print_config and resume:
+        raise InputError(
+            "expected no --print-config with --resume: the run's own options are in its config.yaml"
+        )
     if print_config:
         _warn(without_effect(settings, stated))
         typer.echo(explained_yaml(settings), nl=False)

@@ -201,6 +201,11 @@ class CloudDataset:
 
         return Pictures(paths, note) if paths else None
 
+    def pictured(self) -> int | None:
+        """How many clouds the user has pictures of in `views/`; None where there is no such folder."""
+        folder = self.folder / VIEWS
+        return sum(bool(picture_paths(folder / name)) for name in self.ids) if folder.is_dir() else None
+
     def contents(self) -> str:
         """A digest of what the clouds are made of, the same for a copy; see `evidence` of the source."""
         return digest_of(self.source.evidence(self.rows.tolist()))

@@ -12,7 +12,7 @@ import numpy as np
 from crossmost.data.catalog import printable
 from crossmost.data.cloud_facts import CloudFacts, measure
 from crossmost.data.dataset import CloudDataset, open_dataset
-from crossmost.data.folder import FolderSource
+from crossmost.data.folder import VIEWS, FolderSource
 from crossmost.data.official import HdfSource
 from crossmost.data.upright import UNSURE, UpGuess, decide
 from crossmost.errors import InputError
@@ -47,6 +47,7 @@ class Inspection:
         invalid: points with NaN or infinity in all measured clouds.
         colors: smallest and largest stored colour, or None.
         classes: clouds by class folder or label; empty where there are no labels.
+        pictured: clouds with pictures of the user's in `views/`.
         bad: reason by id of clouds that could not be read.
         warnings: what is likely to cost accuracy, and what to do about it.
     """
@@ -63,6 +64,7 @@ class Inspection:
     invalid: int
     colors: tuple[float, float] | None
     classes: dict[str, int] = field(default_factory=dict)
+    pictured: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -89,6 +91,8 @@ class Inspection:
             f"classes      {len(self.classes) or 'none: no labels'}",
         ]
         lines += [f"  {name:<24} {count}" for name, count in self.classes.items()]
+        if self.pictured:
+            lines.append(f"pictures     of {self.pictured} of the clouds, in {VIEWS}/")
         lines += [f"bad          {reason}" for reason in self.bad.values()]
         return lines + [f"warning      {warning}" for warning in self.warnings]
 
@@ -149,6 +153,7 @@ def _summarise(path: Path | str, dataset: CloudDataset, facts: list[CloudFacts])
         invalid=sum(one.invalid for one in facts),
         colors=(min(one.low for one in stored), max(one.high for one in stored)) if stored else None,
         classes=_class_counts(dataset),
+        pictured=dataset.pictured() or 0,
         bad=dict(dataset.bad),
         warnings=[*_set_warnings(dataset, up), *_cloud_warnings(facts, dataset)],
     )
@@ -194,7 +199,22 @@ def _set_warnings(dataset: CloudDataset, up: UpGuess) -> list[str]:
         warnings.append(f"classes are unbalanced ({found}): read the accuracy per class")
     if lost := lost_labels(dataset):
         warnings.append(lost)
+    if dataset.pictured() == 0 and (note := pictures_note(dataset)):
+        warnings.append(note)
     return warnings
+
+
+def pictures_note(dataset: CloudDataset) -> str | None:
+    """One line about the user's own pictures, where there is a folder for them."""
+    count = dataset.pictured()
+    if count is None:
+        return None
+    if count == 0:
+        named = printable(f"{VIEWS}/{dataset.ids[0]}/")
+        return (
+            f"no picture in {VIEWS}/ is of a cloud: its folders are named as the clouds are, such as {named}"
+        )
+    return f"own pictures of {count} of {len(dataset)} clouds, in {VIEWS}/"
 
 
 def lost_labels(dataset: CloudDataset) -> str | None:

@@ -129,7 +129,7 @@ def pseudo_label_quality(records: Records) -> Markup | None:
 
 
 def selection(records: Records) -> Markup | None:
-    """Draw the label-free score that chose the checkpoint."""
+    """Draw the label-free score by which a checkpoint is chosen, unless the last is taken."""
     epochs, values = curve(records, "selection_score")
     if not len(epochs):
         return None

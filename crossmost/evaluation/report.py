@@ -57,7 +57,7 @@ class ReportData:
     the share of clouds on which the two branches agree, before and after. `training` holds the records of
     metrics.jsonl. `won` and `lost` are labelled examples, `changed` is for a report without labels; `totals` says how
     many such clouds there are of each, where not all are shown. `first` is the branch of the headline and of the
-    examples.
+    examples. `chosen_by_score` says whether the label-free score chose the checkpoint, or was but watched.
     """
 
     title: str
@@ -74,6 +74,7 @@ class ReportData:
     totals: Mapping[str, int] = field(default_factory=dict)
     first: str = "point"
     warnings: Sequence[str] = ()
+    chosen_by_score: bool = True
 
     def __post_init__(self) -> None:
         if not self.changes or not set(self.changes) <= set(BRANCHES):
@@ -107,7 +108,8 @@ class ReportData:
             before: branch to zero-shot posteriors (n, C).
             after: branch to adapted posteriors (n, C), of the same branches and clouds.
             labels: (n,) integers in 0..C-1, or None.
-            shown: further fields as they are: provenance, training, won, lost, changed, totals, first, warnings.
+            shown: further fields as they are: provenance, training, won, lost, changed, totals, first, warnings,
+                chosen_by_score.
 
         Raises:
             InputError: branches, shapes or labels that do not belong together.

@@ -19,6 +19,8 @@ from crossmost.evaluation.report import MOST_EXAMPLES, Example, ReportData, writ
 EXAMPLE_SIZE = 112
 CHECKPOINT = "Checkpoint"
 """The row that says which epoch's network was kept."""
+HOW = {"label-free": "chosen without labels", "last": "the last"}
+"""How the epoch was chosen, by the option `selection`."""
 CENTERS = {
     "none": "none is subtracted",
     "mean": "the mean of the clouds",
@@ -63,6 +65,7 @@ def write_run_report(
         provenance=provenance_rows(run, evaluation, clouds),
         training=records,
         warnings=warnings(run, clouds),
+        chosen_by_score=run.config.selection == "label-free",
         first=headline_branch(run),
         **examples(evaluation, clouds, headline_branch(run)),
     )
@@ -99,7 +102,7 @@ def run_rows(run: Run) -> list[tuple[str, str]]:
         ("Recipe, mode, seed", f"{run.config.recipe}, {run.config.mode}, {run.config.seed}"),
         (
             CHECKPOINT,
-            f"{run.config.exported} of epoch {chosen} of {run.config.epochs}, chosen without labels",
+            f"{run.config.exported} of epoch {chosen} of {run.config.epochs}, {HOW[run.config.selection]}",
         ),
     ]
     if center := last.get("center"):  # runs of older versions did not note it

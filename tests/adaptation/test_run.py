@@ -492,6 +492,57 @@ class TestLabels:
         assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
+class TestAlone:
+    def test_a_run_that_is_being_trained_is_refused_to_others(
+        self, folder: MakeFolder, shapes: CloudDataset, tiny_config: MakeConfig
+    ) -> None:
+        """Two processes in one folder would leave the options of one and the weights of the other."""
+        mine, said = folder("run"), []
+
+        def others() -> None:
+            for begin in (
+                lambda: folder("run").train(shapes, tiny_config()),
+                lambda: folder("run").resume(shapes),
+            ):
+                with pytest.raises(InputError) as caught:
+                    begin()
+                said.append(str(caught.value))
+
+        mine.train(shapes, tiny_config(), others)
+        assert set(said) == {
+            f"{mine.path} already holds a run: continue it with --resume, or choose another --out",
+            f"{mine.path}: another process trains this run: wait for it, or choose another --out",
+        }
+
+    def test_one_that_another_process_began_meanwhile_is_kept(
+        self,
+        folder: MakeFolder,
+        shapes: CloudDataset,
+        tiny_config: MakeConfig,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Between the look at the folder and the first file in it a large base is loaded."""
+
+        def begin(*_: object) -> None:
+            monkeypatch.undo()
+            folder("run").train(shapes, tiny_config())
+
+        monkeypatch.setattr(runs, "few_clouds", begin)
+        with pytest.raises(InputError, match="already holds a run"):
+            folder("run").train(shapes, tiny_config(seed=5))
+        assert read_options(folder("run").path / "config.yaml")["seed"] != 5
+
+    def test_records_that_a_killed_process_left_behind_are_written_again(
+        self, folder: MakeFolder, shapes: CloudDataset, tiny_config: MakeConfig
+    ) -> None:
+        """Weights and state are saved first; killed in between, a finished run would pass for an interrupted one."""
+        done = folder("run").train(shapes, tiny_config())
+        written = (done.path / "metrics.jsonl").read_text()
+        (done.path / "metrics.jsonl").write_text("".join(written.splitlines(keepends=True)[:-1]))
+        done.resume(shapes)
+        assert (done.path / "metrics.jsonl").read_text() == written
+
+
 class TestFullDisk:
     def test_the_last_good_checkpoint_survives_and_the_run_resumes(
         self,

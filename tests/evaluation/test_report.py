@@ -1,6 +1,7 @@
 import math
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib
@@ -124,6 +125,11 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(tmp_path, full):
     assert set(re.findall(r"url\((.)", page.source)) <= {"#"}
     identifiers = [attrs["id"] for tag, attrs in page.tags if "id" in attrs and tag == "section"]
     assert {attrs["href"][1:] for attrs in page.all("a")} <= set(identifiers)
+
+
+@pytest.mark.parametrize(("chosen", "words"), [(True, "chose the checkpoint"), (False, "was watched only")])
+def test_the_caption_of_the_score_says_whether_it_chose(tmp_path, full, chosen, words):
+    assert words in read(tmp_path, replace(full, chosen_by_score=chosen)).text
 
 
 def test_hostile_names_are_text(tmp_path, full):

@@ -170,6 +170,13 @@ def test_a_run_of_which_nothing_was_saved_says_how_to_go_on(run: Path, lying_fil
         assert f"go on with `crossmost train DATA --resume --out {run}`" in result.stderr
 
 
+@pytest.mark.parametrize("option", [("--split", "test"), ("--points", "512"), ("--up-axis", "y")])
+def test_options_for_clouds_are_refused_where_none_are_inspected(run: Path, option: tuple[str, str]) -> None:
+    refused = invoke("inspect", run, *option)
+    assert refused.exit_code == 2
+    assert f"expected no {option[0]} for {run}, which holds no clouds" in refused.stderr
+
+
 def test_the_options_of_a_run_are_not_those_of_a_new_one(run: Path) -> None:
     refused = invoke("train", "--resume", "--out", run, "--print-config")
     assert refused.exit_code == 2

@@ -11,7 +11,7 @@ import typer
 
 from crossmost.checkpoints.run_files import is_run
 from crossmost.commands.app import command
-from crossmost.commands.options import Columns, Json, Split, UpAxis
+from crossmost.commands.options import Columns, Json, Split, UpAxis, refuse_stated
 from crossmost.errors import InputError
 
 
@@ -24,11 +24,14 @@ def inspect(
         ),
     ],
     split: Split = None,
-    up_axis: UpAxis = "z",
+    up_axis: Annotated[
+        str | None, typer.Option(help="What points up in your files: x, y, z, -x, -y, -z; default: z.")
+    ] = None,
     columns: Columns = None,
     points: Annotated[
-        int, typer.Option(help="Points the encoder wants; sparser clouds are warned about.")
-    ] = 1024,
+        int | None,
+        typer.Option(help="Points the encoder wants; sparser clouds are warned about; default: 1024."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a bundle, run, base or vocabulary is, or what in a cloud or dataset would make accuracy bad."""
@@ -55,12 +58,16 @@ def inspect(
         if vocabulary_summary.is_vocabulary(path):
             facts = vocabulary_summary.describe_vocabulary, vocabulary_summary.summarize_vocabulary
     if facts:
+        of_clouds = {"--split": split, "--up-axis": up_axis, "--columns": columns, "--points": points}
+        refuse_stated(of_clouds, f"{path}, which holds no clouds")
         describe, summarize = facts
         typer.echo(json.dumps(describe(path)) if as_json else "\n".join(summarize(path)))
         return
     from crossmost.data.inspection import inspect_path
 
-    found = inspect_path(path, split=split, points=points, up_axis=up_axis, columns=columns)
+    found = inspect_path(
+        path, split=split, points=1024 if points is None else points, up_axis=up_axis or "z", columns=columns
+    )
     if as_json:
         from crossmost.checkpoints.atomic import json_line
 

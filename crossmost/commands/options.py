@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from crossmost.errors import InputError
 
 Data = Annotated[Path, typer.Argument(help="Folder of clouds or meshes, official .h5 files, or one .npz.")]
 Split = Annotated[str | None, typer.Option(help="Use only this split: train, test, or all of them: all.")]
@@ -61,3 +64,14 @@ def find_base(path: Path) -> Path:
     from crossmost.zoo import resolve
 
     return resolve(path, lambda line: typer.echo(line, err=True))
+
+
+def refuse_stated(options: Mapping[str, object], model: str) -> None:
+    """Refuse options that a model of this kind has no use for.
+
+    Raises:
+        InputError: one of them was stated.
+    """
+    stated = next((name for name, value in options.items() if value is not None), None)
+    if stated is not None:
+        raise InputError(f"expected no {stated} for {model}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from crossmost.commands.options import (
     VocabularyFile,
     Workers,
     find_base,
+    refuse_stated,
 )
 from crossmost.errors import InputError
 
@@ -300,14 +301,3 @@ def evaluate(
     workflows.evaluate(
         model, data, reading, split=split, device=device or "auto", workers=workers, as_json=as_json
     )
-
-
-def refuse_stated(options: Mapping[str, object], model: str) -> None:
-    """Refuse options that a model of this kind has no use for.
-
-    Raises:
-        InputError: one of them was stated.
-    """
-    stated = next((name for name, value in options.items() if value is not None), None)
-    if stated is not None:
-        raise InputError(f"expected no {stated} for {model}")

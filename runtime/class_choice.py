@@ -74,6 +74,10 @@ class ClassChoice:
         return replace(bank, unknown_similarity=_number(unknown_similarity), unknown_rule=GIVEN)
 
     def _bank(self, classes: Classes) -> ClassBank:
+        if isinstance(classes, str) and not classes.endswith(".npz") and not os.path.exists(classes):
+            raise InvalidVocabulary(
+                f"expected a list of class names, or the path of a classes.npz, found the text {classes[:80]!r}"
+            )
         if isinstance(classes, (str, os.PathLike)):
             classes = load_classes(Path(classes))
         if isinstance(classes, ClassBank):

@@ -262,3 +262,11 @@ def test_embeddings_of_another_width_name_both_models(tagged):
     )
     with pytest.raises(InvalidVocabulary, match=line):
         choice(tagged(ULIP)).bank(of_model("ViT-L-14/x", 24))
+
+
+@pytest.mark.parametrize("text", ["airplane,lamp", "mug", ""])
+def test_a_text_is_no_list_of_names(exported, text):
+    with pytest.raises(
+        InvalidVocabulary, match=f"a list of class names, or the path .* found the text '{text}'"
+    ):
+        choice(exported).bank(text)

@@ -11,7 +11,7 @@ from crossmost.data.columns import Cloud
 from crossmost.data.orientation import rotate_to_z_up
 from crossmost.data.upright import up_probabilities
 from crossmost.runtime.colors import StoredColors
-from crossmost.runtime.preprocess import prepare
+from crossmost.runtime.preprocess import drop_invalid, prepare
 
 LOOKED_AT = 1024
 """Points of a cloud that shape, not count, is judged by."""
@@ -23,7 +23,7 @@ class CloudFacts:
 
     Attributes:
         points: usable ones.
-        invalid: points that hold NaN or infinity.
+        invalid: points that hold NaN or infinity, or zeros beside the cloud.
         extent: (3,) of its bounding box.
         offset: distance of the centroid from the origin.
         radius: distance of the farthest point from the origin.
@@ -53,11 +53,11 @@ def measure(cloud: Cloud, up_axis: str = "z") -> CloudFacts:
         cloud: as read.
         up_axis: of the file; where the floor is looked for.
     """
-    xyz = cloud.xyz[np.isfinite(cloud.xyz).all(axis=1)]
+    xyz, invalid = drop_invalid(cloud.xyz)
     shape = prepare(xyz, most=LOOKED_AT)
     return CloudFacts(
         points=len(xyz),
-        invalid=len(cloud.xyz) - len(xyz),
+        invalid=invalid,
         extent=np.ptp(xyz, axis=0),
         offset=float(np.linalg.norm(xyz.mean(axis=0))),
         radius=float(np.linalg.norm(xyz, axis=1).max()),

@@ -117,6 +117,14 @@ def test_duplicates(tmp_path: Path) -> None:
     assert duplicate_share(np.array([[0, 0, 1.0], [0, 0, 2], [0, 0, 1], [0, 0, 1]])) == 0.5
 
 
+def test_zeros_beside_the_cloud_are_invalid_and_do_not_count_for_its_size(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).uniform(2, 3, (200, 3))
+    np.save(tmp_path / "a.npy", np.concatenate([points, np.zeros((9, 3))]))
+    found = inspect_path(tmp_path)
+    assert (found.invalid, found.points) == (9, (200, 200, 200))
+    assert max(found.extent) < 1
+
+
 def test_invalid_points_are_counted(tmp_path: Path) -> None:
     points = ball(0)
     points[:7, 1] = np.nan

@@ -76,7 +76,11 @@ def measure(card: str, rounds: int, folder: Path) -> list[dict[str, Any]]:
     for _ in range(rounds):
         for way in WAYS:
             command = [sys.executable, __file__, "--work", folder, "--turn", bundle, way]
-            done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [str(part) for part in command], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise SystemExit(f"{card}, {way}: {done.stderr}")
             found[way].append(json.loads(done.stdout))
     return [
         {"card": card, "way": way, "rounds": rounds}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +11,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from crossmost.checkpoints.atomic import replacing, sync
+from crossmost.checkpoints.atomic import replacing, shown_json, sync
 from crossmost.checkpoints.destination import check_destination
 from crossmost.checkpoints.run_files import is_run
 from crossmost.data.catalog import printable
@@ -71,6 +70,8 @@ def predict(
     """
     refuse_unexported(bundle)
     recordings = {path for path in paths if opens_as_recording(path, reading, split)}
+    for path in paths:
+        check_given(path, topic if path not in recordings else None)
     with Classifier.load(bundle, backend=backend, threads=threads) as classifier:
         if classes is not None:
             classifier.set_classes(classes)
@@ -79,20 +80,41 @@ def predict(
         bad: dict[str, str] = {}
         answered = 0
         for path in paths:
+            unread: dict[str, str] = {}
             if path in recordings:
                 up_axis = reading.up_axis
-                clouds = messages(path, topic, bad, colored=looks_at_colors(bundle, reading))
+                clouds = messages(path, topic, unread, colored=looks_at_colors(bundle, reading))
             else:
                 up_axis = DATASET_UP
-                clouds = readable(open_clouds(bundle, path, reading, split, topic), path, bad)
+                clouds = readable(open_clouds(bundle, path, reading, split, topic), path, unread)
+            given = {"given": str(path)} if len(paths) > 1 else {}
             for part in parts(clouds):
                 predictions = classifier([cloud.points for cloud in part], up_axis=up_axis)
                 for cloud, prediction in zip(part, predictions, strict=True):
-                    typer.echo(json_of(cloud, prediction) if as_json else line_of(cloud.name, prediction))
+                    line = json_of(cloud, prediction, given) if as_json else line_of(cloud.name, prediction)
+                    typer.echo(line)
                     answered += 1
+            bad |= told_apart(unread, path, several=len(paths) > 1)
     if not answered:
         raise none_readable(paths, bad)
     say_skipped(bad)
+
+
+def check_given(path: Path, topic: str | None) -> None:
+    """Refuse what is not there, and a topic for what is no recording, before anything is answered.
+
+    Raises:
+        InputError: one of the two.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: expected a folder or file of clouds, found nothing there")
+    if topic is not None:
+        raise InputError(f"{path}: expected a recording (.mcap, .bag, .db3) for --topic, found none")
+
+
+def told_apart(bad: Mapping[str, str], given: Path, *, several: bool) -> dict[str, str]:
+    """Reasons by name; where several paths are given, the path stands before each name."""
+    return {f"{given}: {name}": reason for name, reason in bad.items()} if several else dict(bad)
 
 
 def looks_at_colors(bundle: Path, reading: Reading) -> bool:
@@ -157,11 +179,8 @@ def open_clouds(
     Raises:
         InputError: nothing there, or a topic for something that is no recording.
     """
-    if topic is not None:
-        raise InputError(f"{path}: expected a recording (.mcap, .bag, .db3) for --topic, found none")
-    encoder = load_manifest(bundle).encoder
-    least, scattered = encoder.least, encoder.radius is not None
-    clouds = reading.open(path, EncoderForm(encoder.points, least, encoder.channels, scattered), split)
+    check_given(path, topic)
+    clouds = reading.open(path, form_of(bundle), split)
     for line in clouds.left_out:
         typer.echo(line, err=True)
     return clouds
@@ -179,7 +198,8 @@ def messages(path: Path, topic: str | None, bad: dict[str, str], *, colored: boo
 
     for recorded in read_recording(path, topic, note, colors=colored):
         xyz = recorded.points[:, :3]
-        if (np.isfinite(xyz).all(axis=1) & xyz.any(axis=1)).any():
+        xyz[~xyz.any(axis=1)] = np.nan  # where the sensor is itself: nothing came back
+        if np.isfinite(xyz).all(axis=1).any():
             header = {"stamp": recorded.stamp, "frame_id": recorded.frame_id}
             yield Named(str(recorded.time), printable(str(path)), recorded.points, header)
         else:
@@ -243,10 +263,17 @@ def parts(entries: Iterable[T], size: int = AT_ONCE, most: int = POINTS_AT_ONCE)
         yield part
 
 
-def json_of(cloud: Named, prediction: Prediction) -> str:
-    """One line of JSON."""
-    found = {"file": cloud.name, "path": cloud.path, **cloud.header, **prediction.to_dict()}
-    return json.dumps(found, ensure_ascii=False)
+def form_of(bundle: Path) -> EncoderForm:
+    """What a bundle's encoder asks of its clouds."""
+    encoder = load_manifest(bundle).encoder
+    return EncoderForm(encoder.points, encoder.least, encoder.channels, encoder.radius is not None)
+
+
+def json_of(cloud: Named, prediction: Prediction, given: Mapping[str, str]) -> str:
+    """One line of JSON; `given` says which of several paths the cloud is from."""
+    return shown_json(
+        {**given, "file": cloud.name, "path": cloud.path, **cloud.header, **prediction.to_dict()}
+    )
 
 
 def line_of(name: str, prediction: Prediction) -> str:
@@ -288,9 +315,8 @@ def embed(
     """
     ids = out.with_suffix(IDS)
     check_free(out, model, paths)
-    missing = next((path for path in paths if not path.exists()), None)
-    if missing is not None:
-        raise InputError(f"{missing}: expected a folder or file of clouds, found nothing there")
+    for path in paths:
+        check_given(path, None)
     bad: dict[str, str] = {}
     if (model / MANIFEST).is_file():
         names, rows = embedded(
@@ -359,17 +385,19 @@ def embedded(
     several = len(paths) > 1
     with Classifier.load(bundle, backend=backend, threads=threads) as classifier:
         for path in paths:
+            unread: dict[str, str] = {}
             by_file, start = False, f"{path}/" if several else ""
             if opens_as_recording(path, reading, split):
                 up_axis = reading.up_axis
-                clouds = messages(path, topic, bad, colored=looks_at_colors(bundle, reading))
+                clouds = messages(path, topic, unread, colored=looks_at_colors(bundle, reading))
             else:
                 up_axis, dataset = DATASET_UP, open_clouds(bundle, path, reading, split, topic)
                 by_file, start = row_names(dataset, path, several=several)
-                clouds = readable(dataset, path, bad)
+                clouds = readable(dataset, path, unread)
             for part in parts(clouds):
                 names += [f"{start}{cloud.path if by_file else cloud.name}" for cloud in part]
                 rows.append(classifier.embed([cloud.points for cloud in part], up_axis=up_axis))
+            bad |= told_apart(unread, path, several=several)
     return names, np.concatenate(rows)
 
 

@@ -15,19 +15,18 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from crossmost.answers import DATASET_UP, none_readable, parts, refuse_unexported
-from crossmost.checkpoints.atomic import json_line
+from crossmost.answers import DATASET_UP, form_of, none_readable, parts
+from crossmost.checkpoints.atomic import shown_json
 from crossmost.data.catalog import UNKNOWN
 from crossmost.data.class_names import positions_known
 from crossmost.data.dataset import CloudDataset
-from crossmost.data.reading import EncoderForm, Reading
+from crossmost.data.reading import Reading
 from crossmost.errors import InputError
 from crossmost.evaluation.detection import auroc, false_positive_rate
 from crossmost.evaluation.facts import facts
 from crossmost.evaluation.metrics import BranchMetrics, branch_metrics
 from crossmost.runtime.classifier import Classifier
-from crossmost.runtime.manifest import load_manifest
-from crossmost.skipped import say_skipped
+from crossmost.skipped import one_line, say_skipped
 from crossmost.split_choice import measured_clouds
 
 BRANCHES = {"image": None, "both": None}
@@ -126,7 +125,7 @@ class BundleEvaluation:
             )
             lines = [f"called unknown  {found['known']:.1%} of them: {of_answers}"]
         if self.others:
-            classes = ", ".join(f"{name} {count}" for name, count in self.others.items())
+            classes = ", ".join(f"{one_line(name)} {count}" for name, count in self.others.items())
             called = "" if self.threshold is None else f"{found['others']:.1%} called unknown, "
             lines.append(f"{sum(self.others.values())} of other classes ({classes})")
             lines.append(
@@ -175,19 +174,18 @@ def evaluate(
     Raises:
         InputError: no bundle, no labels, none of the bundle's classes, or no cloud that can be read.
     """
-    refuse_unexported(bundle)
-    encoder = load_manifest(bundle).encoder
-    form = EncoderForm(encoder.points, encoder.least, encoder.channels, encoder.radius is not None)
-    clouds = measured_clouds(reading, data, form, split)
+    clouds = measured_clouds(reading, data, form_of(bundle), split)
     with Classifier.load(bundle, backend=backend, threads=threads, up_axis=DATASET_UP) as classifier:
         if classes is not None:
             classifier.set_classes(classes)
+            if note := classifier.info()["classes"]["note"]:
+                typer.echo(note, err=True)
         labels, others = labels_of(clouds, classifier.classes)
         evaluation = answer(classifier, clouds, labels, others)
     if not evaluation.known.any():
         raise none_readable([data], clouds.bad)
     say_skipped(clouds.bad)
-    typer.echo(json_line(evaluation.to_dict()) if as_json else "\n".join(evaluation.lines()))
+    typer.echo(shown_json(evaluation.to_dict()) if as_json else "\n".join(evaluation.lines()))
 
 
 def labels_of(clouds: CloudDataset, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.str_]]:

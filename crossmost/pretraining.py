@@ -14,7 +14,7 @@ from crossmost.adaptation.pretrain import PretrainConfig
 from crossmost.adaptation.pretrain import pretrain as align
 from crossmost.checkpoints.base import Architecture, save_base
 from crossmost.checkpoints.destination import check_destination
-from crossmost.data.class_names import positions_in
+from crossmost.data.class_names import fold
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.folder import VIEWS
 from crossmost.data.reading import Reading
@@ -129,13 +129,22 @@ def caption_of_each(clouds: CloudDataset, captions: Path | None) -> list[str]:
 
 
 def caption_rows(texts: list[str], vocabulary: Vocabulary) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The row of each caption in the vocabulary; what is not there letter by letter is found as class names are.
+    """The row of each caption in the vocabulary; case, '_', '-' and spaces decide only where names differ in no more.
 
     Raises:
-        InputError: the vocabulary lacks one; it names the nearest.
+        InputError: the vocabulary lacks one.
     """
     rows = {name: row for row, name in enumerate(vocabulary.names)}
-    others = sorted(set(texts) - rows.keys())
-    if others:
-        rows |= dict(zip(others, positions_in(vocabulary.names, others).tolist(), strict=True))
+    folded: dict[str, list[int]] = {}
+    for name, row in rows.items():
+        folded.setdefault(fold(name), []).append(row)
+    unknown = []
+    for text in sorted(set(texts) - rows.keys()):
+        alike = folded.get(fold(text), [])
+        if len(alike) == 1:
+            rows[text] = alike[0]
+        else:
+            unknown.append(text)
+    if unknown:
+        raise InputError(f"the vocabulary has no embedding of '{unknown[0]}' ({len(unknown)} such captions)")
     return np.array([rows[text] for text in texts], dtype=np.int64)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crossmost.adaptation import run as runs
 from crossmost.adaptation.devices import cpu_threads
-from crossmost.checkpoints.atomic import json_line, write_json_atomic
+from crossmost.checkpoints.atomic import shown_json, write_json_atomic
 from crossmost.checkpoints.base import (
     Architecture,
     check_text_model,
@@ -77,8 +77,8 @@ def start_training(
     check_text_model(vocabulary, architecture)
     shown = shown_clouds(reading, data, test, clouds, architecture.point)
     check_before_training(clouds, shown, vocabulary)
-    if config.mode != "point-only" and (note := pictures_note(clouds)):
-        typer.echo(note, err=True)
+    if config.mode != "point-only" and (count := clouds.pictured()) is not None:
+        typer.echo(pictures_note(clouds, count), err=True)
     report = {
         "test": test and str(test.resolve()),
         "ignore_labels": ignore_labels,
@@ -204,7 +204,7 @@ def evaluate(
     report = write_run_report(run, evaluation, clouds, None, EVALUATION_REPORT)
     say_skipped(clouds.bad)
     if as_json:
-        typer.echo(json_line(found))
+        typer.echo(shown_json(found))
     else:
         typer.echo("\n".join([*summary_lines(evaluation, headline_branch(run)), str(report)]))
 

@@ -19,7 +19,7 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
 
     Raises:
         OSError: the file cannot be made, or others held it for too long (`TimeoutError`).
-        ModuleNotFoundError: filelock, which comes with the extras that build engines, is not installed.
+        ModuleNotFoundError: filelock, which comes with the extras that train or build engines, is not installed.
     """
     filelock = importlib.import_module("filelock")
     lock = filelock.FileLock(path, timeout=seconds)

@@ -27,6 +27,9 @@ MIXERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], 
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 """Multiples of it, without their whole part, fill an interval as evenly as any sequence does."""
 
+FAR = 0.5
+"""Of a cloud's diagonal: from here on what stands at (0, 0, 0) is no part of it."""
+
 LARGEST = 2.0**960
 """Of coordinates: sums and differences of larger ones could leave the range of float64."""
 
@@ -80,10 +83,10 @@ def check_cloud(points: Any) -> NDArray[Any]:
 
 
 def drop_invalid(points: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    """Remove the points that hold NaN or infinity, and those at (0, 0, 0) where all others are to one side of it.
+    """Remove the points that hold NaN or infinity, and those at (0, 0, 0) if all others are far from it.
 
     Many sensors write zeros where nothing came back. One such point would be the farthest of all, and the cloud would
-    be scaled to a dot beside it.
+    be scaled to a dot beside it. What is but zeros is left as it is: a cloud of equal points.
 
     Args:
         points: (N, 3+).
@@ -112,7 +115,10 @@ def _finite(points: NDArray[Any]) -> NDArray[Any]:
 
 
 def _returned(points: NDArray[Any]) -> NDArray[Any]:
-    """The points less those at the origin, if it lies outside the box of the others."""
+    """The points less those at the origin, if the box of the others is farther from it than half the box's diagonal.
+
+    The tip of a cone that stands on the origin is nearer.
+    """
     at_origin = points[:, 0] == 0
     if not at_origin.any():
         return points
@@ -120,8 +126,9 @@ def _returned(points: NDArray[Any]) -> NDArray[Any]:
     if at_origin.all() or not at_origin.any():
         return points
     others = points[~at_origin]
-    low, high = others[:, :3].min(axis=0), others[:, :3].max(axis=0)
-    return others if (low > 0).any() or (high < 0).any() else points
+    low, high = (of(others[:, :3], axis=0).astype(np.float64) for of in (np.min, np.max))
+    gap, diagonal = np.hypot.reduce(np.maximum(0, np.maximum(low, -high))), np.hypot.reduce(high - low)
+    return others if gap > FAR * diagonal > 0 else points
 
 
 def normalize(xyz: NDArray[Any]) -> NDArray[np.float32]:

@@ -191,9 +191,9 @@ def _colors(
     for names in SEPARATE_COLORS:
         if all(name in fields for name in names):
             stored = np.stack([grid.values(fields[name]) for name in names])
-            if stored.dtype.kind == "f":
-                with np.errstate(invalid="ignore"):
-                    stored[:, ~np.isfinite(coordinates).all(axis=0)] = np.nan
+            x, y, z = coordinates
+            nowhere = ~(np.isfinite(x) & np.isfinite(y) & np.isfinite(z)) | ((x == 0) & (y == 0) & (z == 0))
+            stored[:, nowhere] = np.nan if stored.dtype.kind == "f" else 0
             try:
                 colors, _ = unit_colors(stored)
             except NotColors as error:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,13 +224,38 @@ class TestPredict:
             assert answers.looks_at_colors(bundle("fp32"), Reading()) == (channels == 6)
             assert not answers.looks_at_colors(bundle("fp32"), Reading(color="none"))
 
-    def test_a_name_that_the_terminal_has_no_letters_for(self, bundle, folder):
-        (folder / "a.npy").rename(folder / "\N{SNOWMAN}.npy")
+    def test_a_name_that_the_terminal_has_no_letters_for(self, bundle, crossmost, folder):
+        (folder / "a.npy").rename(folder / "\N{SNOWMAN}\N{GRINNING FACE}.npy")
         command = [sys.executable, "-m", "crossmost", "predict", bundle("fp32"), folder, "--json"]
         environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
         done = subprocess.run(command, capture_output=True, env=environment, check=True)
         names = [json.loads(line)["file"] for line in done.stdout.decode("latin-1").splitlines()]
-        assert names == ["b", "c", "\N{SNOWMAN}"]
+        assert names == ["b", "c", "\N{SNOWMAN}\N{GRINNING FACE}"]
+        assert crossmost("predict", bundle("fp32"), folder, "--json").stdout.count("\N{GRINNING FACE}") == 2
+
+    def test_what_cannot_be_read_is_told_apart_by_path(self, bundle, crossmost, folder, tmp_path):
+        other = Path(shutil.copytree(folder, tmp_path / "other"))
+        for place in (folder, other):
+            (place / "b.npy").write_bytes(b"no array")
+        for command in (("predict",), ("embed", "--out", tmp_path / "e.npy")):
+            done = crossmost(command[0], bundle("fp32"), folder, other, *command[1:])
+            assert done.exit_code == 0, done.stderr
+            assert "skipped 2 that could not be read" in done.stderr
+            for place in (folder, other):
+                assert str(place / "b.npy") in done.stderr
+
+    def test_all_paths_are_looked_at_before_the_first_is_answered(
+        self, bundle, crossmost, folder, tmp_path, rng
+    ):
+        recording = write_recording(tmp_path / "drive", rng)
+        for more, message in (
+            ([tmp_path / "nowhere"], "nowhere: expected a folder or file of clouds"),
+            ([recording, "--topic", "/objects"], "expected a recording (.mcap, .bag, .db3) for --topic"),
+        ):
+            done = crossmost("predict", bundle("fp32"), folder, *more)
+            assert done.exit_code == 2
+            assert done.stdout == ""
+            assert message in done.stderr
 
     def test_several_paths_in_their_order(self, bundle, crossmost, folder, tmp_path, rng):
         recording = write_recording(tmp_path / "drive", rng)
@@ -237,6 +263,9 @@ class TestPredict:
         assert done.exit_code == 0, done.stderr
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert [line["file"] for line in lines] == ["c", "1000", "3000", "a", "b", "c"]
+        assert [line["given"] for line in lines] == [
+            str(folder / "c.npy"), *[str(recording)] * 2, *[str(folder)] * 3
+        ]  # fmt: skip
         assert [set(line) >= {"stamp", "frame_id"} for line in lines] == [
             False,
             True,
@@ -395,6 +424,21 @@ class TestEmbed:
             assert "found none that can be read" in done.stderr
             assert "b.npy" in done.stderr
             assert not list(tmp_path.glob("e.*"))
+
+    def test_backend_and_threads_are_a_bundles(
+        self, bundle, crossmost, folder, tmp_path, finished_run, monkeypatch
+    ):
+        asked, load = [], Classifier.load
+        monkeypatch.setattr(
+            Classifier, "load", lambda *given, **how: asked.append(how) or load(*given, **how)
+        )
+        more = ("--out", tmp_path / "e.npy", "--backend", "onnxruntime-cpu")
+        done = crossmost("embed", bundle("fp32"), folder, *more, "--threads", "1")
+        assert done.exit_code == 0, done.stderr
+        assert asked == [{"backend": "onnxruntime-cpu", "threads": 1}]
+        refused = crossmost("embed", finished_run, folder, *more)
+        assert refused.exit_code == 2
+        assert "expected a bundle for --backend" in refused.stderr
 
     def test_the_clouds_of_a_recording(self, bundle, crossmost, folder, tmp_path, rng):
         recording = write_recording(tmp_path / "drive", rng)

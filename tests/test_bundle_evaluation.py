@@ -100,6 +100,39 @@ def test_what_cannot_be_read_is_named_and_the_rest_measured(
     assert "shape2" in done.stderr
 
 
+def test_clouds_are_read_as_told(bundle, tmp_path, write_shapes, crossmost, monkeypatch) -> None:
+    """Lying clouds are turned once, columns are those named, and the classifier gets its threads."""
+    upright = write_shapes(tmp_path / "a.npz")
+    with np.load(upright) as stored:
+        arrays = dict(stored)
+    x, y, z = arrays["points"].transpose(2, 0, 1)
+    lying = np.stack([x, z, -y, 0 * x], axis=2)  # y up, and a column that is none of theirs
+    np.savez(tmp_path / "b.npz", **(arrays | {"points": lying}))
+    threads = []
+    load = Classifier.load
+    monkeypatch.setattr(
+        Classifier, "load", lambda *given, **how: threads.append(how["threads"]) or load(*given, **how)
+    )
+    told = ("--up-axis", "y", "--columns", "xyz_", "--color", "none")
+    found = [
+        json.loads(crossmost("eval", bundle("fp32"), data, "--json", "--threads", "1", *more).stdout)
+        for data, more in ((upright, ()), (tmp_path / "b.npz", told))
+    ]
+    assert threads == [1, 1]
+    confusions = [each["details"]["deployed"]["point"]["confusion"] for each in found]
+    assert confusions[0] == confusions[1]
+    assert found[0]["unknown"]["known"] == found[1]["unknown"]["known"]
+    assert (found[1]["data"]["up_axis"], found[1]["data"]["columns"]) == ("y", "xyz_")
+
+
+def test_what_is_neither_run_nor_bundle_is_said_to_be_neither(tmp_path, shapes_file, crossmost) -> None:
+    done = crossmost("eval", tmp_path, shapes_file, "--backend", "auto")
+    assert done.exit_code == 2
+    assert (
+        "expected a run of `crossmost train` or a bundle of `crossmost export`, found neither" in done.stderr
+    )
+
+
 def test_the_test_split_is_measured_where_there_are_both(bundle, tmp_path, write_shapes, crossmost) -> None:
     data = write_shapes(tmp_path / "a.npz", split=np.array(["train"] * 16 + ["test"] * 8))
     assert json.loads(crossmost("eval", bundle("fp32"), data, "--json").stdout)["n"] == 8

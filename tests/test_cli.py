@@ -839,7 +839,7 @@ class TestPretrain:
         assert done.exit_code == 0, done.stderr
         data = write_shapes(tmp_path / "b.npz", class_names=np.array(["botle", "chair", "monitor", "table"]))
         line = refused(*self.pretrain(data, vocabulary_file, tmp_path / "other.safetensors"))
-        assert "found 'botle'; the nearest is 'bottle'" in line
+        assert "no embedding of 'botle' (1 such captions)" in line
 
     @pytest.mark.usefixtures("tiny")
     def test_own_pictures_are_not_used_and_that_is_said(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import signal
 import threading
@@ -52,6 +53,8 @@ OnWarning = Callable[[str], None]
 
 LOCK = ".lock"
 """In the folder of a run while it is trained: held by the process that does."""
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a file system that has no locks says."""
 
 
 class Outcome(NamedTuple):
@@ -294,8 +297,9 @@ def _alone(folder: Path) -> Iterator[None]:
             raise InputError(
                 f"{folder}: another process trains this run: wait for it, or choose another --out"
             ) from None
-        except NotImplementedError:  # a file system without locks
-            pass
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,13 @@ def write_json_atomic(path: Path, value: Any) -> None:
 def json_line(value: Any) -> str:
     """One line of JSON; NaN and infinity become null."""
     return json.dumps(_without_nonfinite(value), ensure_ascii=False, allow_nan=False)
+
+
+def shown_json(value: Any) -> str:
+    """One line of JSON for the screen, in letters that its encoding has: others are escaped as JSON does it."""
+    if "utf" in (sys.stdout.encoding or "").lower():
+        return json_line(value)
+    return json.dumps(_without_nonfinite(value), allow_nan=False)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

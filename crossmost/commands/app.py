@@ -56,6 +56,7 @@ EXTRAS = {
         "timm",
         "safetensors",
         "huggingface_hub",
+        "filelock",
         "pydantic",
         "yaml",
         "rich",

@@ -56,7 +56,7 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Make a base of a checkpoint of ULIP, ULIP-2, Cross-MoST, OpenShape or Uni3D."""
-    from crossmost.checkpoints.atomic import json_line
+    from crossmost.checkpoints.atomic import shown_json
     from crossmost.checkpoints.convert import convert_checkpoint
     from crossmost.runtime.class_names import read_class_names
 
@@ -69,4 +69,4 @@ def convert(
         classes=read_class_names(classes) if classes else None,
         overwrite=overwrite,
     )
-    typer.echo(json_line(made.to_dict()) if as_json else "\n".join(made.lines()))
+    typer.echo(shown_json(made.to_dict()) if as_json else "\n".join(made.lines()))

@@ -69,9 +69,9 @@ def inspect(
         path, split=split, points=1024 if points is None else points, up_axis=up_axis or "z", columns=columns
     )
     if as_json:
-        from crossmost.checkpoints.atomic import json_line
+        from crossmost.checkpoints.atomic import shown_json
 
-        typer.echo(json_line(found.to_dict()))
+        typer.echo(shown_json(found.to_dict()))
     else:
         typer.echo("\n".join(found.lines()))
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from crossmost.checkpoints.run_files import is_run
 from crossmost.commands.app import command
 from crossmost.commands.options import (
     Classes,
@@ -281,6 +282,10 @@ def evaluate(
     of_run = {"--ignore-labels": ignore_labels or None, "--device": device, "--workers": workers}
     of_bundle = {"--backend": backend, "--threads": threads, "--classes": classes}
     is_bundle = (model / MANIFEST).is_file()
+    if not is_bundle and not is_run(model):
+        raise InputError(
+            f"{model}: expected a run of `crossmost train` or a bundle of `crossmost export`, found neither"
+        )
     refuse_stated(of_run if is_bundle else of_bundle, "a bundle" if is_bundle else "a run")
     if is_bundle:
         from crossmost import answers, bundle_evaluation

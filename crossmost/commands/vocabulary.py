@@ -38,7 +38,7 @@ def vocabulary(
     as_json: Json = False,
 ) -> None:
     """Embed class names with a CLIP text tower, for `--vocabulary` of the other commands and for bundles."""
-    from crossmost.checkpoints.atomic import json_line
+    from crossmost.checkpoints.atomic import shown_json
     from crossmost.vocabularies import make_vocabulary
 
     made = make_vocabulary(
@@ -51,4 +51,4 @@ def vocabulary(
         device=device,
         overwrite=overwrite,
     )
-    typer.echo(json_line(made) if as_json else made["path"])
+    typer.echo(shown_json(made) if as_json else made["path"])

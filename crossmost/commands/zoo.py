@@ -23,12 +23,12 @@ def zoo(
     as_json: Json = False,
 ) -> None:
     """List the public point encoders to start from: size, text model, licence, reported accuracy."""
-    from crossmost.checkpoints.atomic import json_line
+    from crossmost.checkpoints.atomic import shown_json
     from crossmost.zoo import facts, find, list_models
 
     if as_json:
         found = facts(find(name)) if name else [facts(model) for model in list_models()]
-        typer.echo(json_line(found))
+        typer.echo(shown_json(found))
     elif name:
         typer.echo("\n".join(description(find(name))))
     else:

@@ -134,17 +134,17 @@ def is_split(name: str) -> bool:
 
 def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: Found) -> None:
     """Collect what lies below a folder; a link to one of the folders `above` it would lead round in a circle."""
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
     try:
+        status = os.stat(folder)
         with os.scandir(folder) as entries:
             inside = sorted(entries, key=lambda entry: entry.name)
     except PermissionError:
         if not prefix:
             raise
         found.closed.append(prefix)  # such as the lost+found of a disk
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
         return
     for entry in inside:
         if entry.name.startswith((".", "__MACOSX")) or (not prefix and entry.name == VIEWS):
@@ -165,7 +165,10 @@ def _nothing(folder: Path, found: Found) -> str:
     wanted = f"expected clouds or meshes ({' '.join(sorted(SUFFIXES))}), found none in it"
     if found.hdf is not None:
         return f"{wanted} but .h5 files of no official name: give one itself, {printable(str(folder / found.hdf))}"
-    return f"{wanted} but {_counted(found.others)}" if found.others else wanted
+    there = [_counted(found.others)] if found.others else []
+    if found.closed:
+        there.append(f"folders that may not be entered ({', '.join(map(printable, found.closed))})")
+    return f"{wanted} but {' and '.join(there)}" if there else wanted
 
 
 def _counted(others: Counter[str]) -> str:

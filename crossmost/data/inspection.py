@@ -140,6 +140,8 @@ def _summarise(path: Path | str, dataset: CloudDataset, facts: list[CloudFacts])
     extent = np.median([one.extent for one in facts], axis=0)
     stored = [one.colors for one in facts if one.colors is not None]
     up = decide(np.array([one.up for one in facts]))
+    pictured = dataset.pictured()
+    lost = [] if pictured != 0 else [pictures_note(dataset, pictured)]
     return Inspection(
         path=printable(str(path)),
         clouds=len(dataset),
@@ -153,9 +155,9 @@ def _summarise(path: Path | str, dataset: CloudDataset, facts: list[CloudFacts])
         invalid=sum(one.invalid for one in facts),
         colors=(min(one.low for one in stored), max(one.high for one in stored)) if stored else None,
         classes=_class_counts(dataset),
-        pictured=dataset.pictured() or 0,
+        pictured=pictured or 0,
         bad=dict(dataset.bad),
-        warnings=[*_set_warnings(dataset, up), *_cloud_warnings(facts, dataset)],
+        warnings=[*_set_warnings(dataset, up), *lost, *_cloud_warnings(facts, dataset)],
     )
 
 
@@ -199,16 +201,11 @@ def _set_warnings(dataset: CloudDataset, up: UpGuess) -> list[str]:
         warnings.append(f"classes are unbalanced ({found}): read the accuracy per class")
     if lost := lost_labels(dataset):
         warnings.append(lost)
-    if dataset.pictured() == 0 and (note := pictures_note(dataset)):
-        warnings.append(note)
     return warnings
 
 
-def pictures_note(dataset: CloudDataset) -> str | None:
-    """One line about the user's own pictures, where there is a folder for them."""
-    count = dataset.pictured()
-    if count is None:
-        return None
+def pictures_note(dataset: CloudDataset, count: int) -> str:
+    """One line about the folder of the user's own pictures, which has some of so many clouds."""
     if count == 0:
         named = printable(f"{VIEWS}/{dataset.ids[0]}/")
         return (
@@ -266,7 +263,9 @@ def _cloud_warnings(facts: list[CloudFacts], dataset: CloudDataset) -> list[str]
             f"{tiny} clouds have fewer than {least} points, which are repeated: hard to tell apart"
         )
     if invalid:
-        warnings.append(f"{invalid} clouds hold NaN or infinity: such points are dropped")
+        warnings.append(
+            f"{invalid} clouds hold NaN, infinity or zeros beside the cloud: such points are dropped"
+        )
     if repeated > FEW * total:
         warnings.append(
             f"{repeated} clouds repeat points, which leaves less shape in each patch: save each once"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -531,6 +533,27 @@ class TestAlone:
         with pytest.raises(InputError, match="already holds a run"):
             folder("run").train(shapes, tiny_config(seed=5))
         assert read_options(folder("run").path / "config.yaml")["seed"] != 5
+
+    def test_a_file_system_without_locks_is_no_hindrance(
+        self,
+        folder: MakeFolder,
+        shapes: CloudDataset,
+        tiny_config: MakeConfig,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def refuse(number: int) -> None:
+            @contextlib.contextmanager
+            def lock(*_: object) -> Iterator[None]:
+                raise OSError(number, os.strerror(number))
+                yield
+
+            monkeypatch.setattr(runs, "locked", lock)
+
+        refuse(errno.ENOLCK)
+        assert folder("run").train(shapes, tiny_config()).outcome()
+        refuse(errno.EACCES)
+        with pytest.raises(PermissionError):
+            folder("other").train(shapes, tiny_config())
 
     def test_records_that_a_killed_process_left_behind_are_written_again(
         self, folder: MakeFolder, shapes: CloudDataset, tiny_config: MakeConfig

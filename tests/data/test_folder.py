@@ -181,6 +181,9 @@ def test_a_folder_that_may_not_be_entered_is_left_out_and_named(
     found = open_dataset(tmp_path)
     assert found.ids == ("a",)
     assert found.left_out == ("lost+found/ left out: permission denied",)
+    (tmp_path / "a.npy").unlink()
+    with pytest.raises(InputError, match=r"folders that may not be entered \(lost\+found/\)"):
+        open_dataset(tmp_path)
     refused = tmp_path
     with pytest.raises(PermissionError):
         open_dataset(tmp_path)

@@ -132,7 +132,7 @@ def test_invalid_points_are_counted(tmp_path: Path) -> None:
     found = inspect_path(save(tmp_path, points))
     assert found.invalid == 8
     assert found.points == (1992, 1992, 1992)
-    assert warned(tmp_path, "1 clouds hold NaN or infinity")
+    assert warned(tmp_path, "1 clouds hold NaN, infinity or zeros")
 
 
 def test_colors_as_floats_above_one_and_colors_that_tell_nothing(tmp_path: Path) -> None:

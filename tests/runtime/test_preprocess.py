@@ -230,11 +230,12 @@ def test_points_with_a_bad_coordinate_are_dropped_and_counted(bad: float, axis: 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
 @pytest.mark.parametrize("columns", [3, 6])
-def test_zeros_beside_the_cloud_are_no_points(dtype: type, columns: int) -> None:
+@pytest.mark.parametrize("away", [(0, 0, 150), (-250, 0, 0), (90, -200, 0)])
+def test_zeros_far_from_the_cloud_are_no_points(dtype: type, columns: int, away: tuple[int, ...]) -> None:
     """What many sensors write where nothing came back; one of them would scale the cloud to a dot."""
-    points = (100 * np.random.default_rng(0).random((60, columns)) + [0, 0, 5, 0, 0, 0][:columns]).astype(
-        dtype
-    )
+    points = 100 * np.random.default_rng(0).random((60, columns))
+    points[:, :3] += away
+    points = points.astype(dtype)
     padded = np.concatenate([points[:20], np.zeros((7, columns), dtype), points[20:]])
     usable, dropped = drop_invalid(padded)
     assert dropped == 7
@@ -242,13 +243,23 @@ def test_zeros_beside_the_cloud_are_no_points(dtype: type, columns: int) -> None
     np.testing.assert_array_equal(prepare(padded, most=100), prepare(points, most=100))
 
 
-@pytest.mark.parametrize("low", [-1.0, 0.0])
-def test_an_origin_within_the_cloud_or_at_its_edge_is_a_point(low: float) -> None:
-    points = np.random.default_rng(0).uniform(low, 1, (60, 3))
-    points[3], points[4:7] = 0.0, (1 - np.eye(3)) / 2  # these on each of the three planes
+@given(seed=st.integers(0, 10_000), sides=st.integers(3, 40))
+@FEW
+def test_the_tip_of_a_cone_that_stands_on_the_origin_is_a_point(seed: int, sides: int) -> None:
+    """The answer does not depend on where the cloud is: not even on whether one of its points is at (0, 0, 0)."""
+    rng = np.random.default_rng(seed)
+    angle, height = rng.uniform(0, 6.28, sides), rng.uniform(0.05, 1, sides)
+    cone = np.stack([height * np.cos(angle), height * np.sin(angle), height], axis=1)
+    cone = np.concatenate([cone, [[0, 0, 0], [1, 0, 1], [-1, 0, 1]]])
+    assert drop_invalid(cone)[1] == 0
+
+
+def test_an_origin_that_is_part_of_the_cloud_is_a_point() -> None:
+    points = np.random.default_rng(0).uniform(-1, 1, (60, 3))
+    points[3] = 0.0
     assert drop_invalid(points)[1] == 0
-    assert drop_invalid(np.zeros((5, 3)))[1] == 0
-    assert drop_invalid(np.array([[0.0, 0, 0]]))[1] == 0
+    for few in (np.zeros((5, 3)), np.zeros((1, 3)), np.array([[0.0, 0, 0], [1, 1, 1]])):
+        assert drop_invalid(few)[1] == 0
 
 
 def test_a_clean_cloud_loses_nothing() -> None:

@@ -142,6 +142,11 @@ def test_colors_where_no_point_is_say_nothing():
     cloud = cloud_from_message(make_message(layout, [(1, 2, 3, 0, 51, 255), (np.nan, 2, 3, -1, -1, -1)]))
     np.testing.assert_allclose(cloud[0], (1, 2, 3, 0, 0.2, 1), rtol=1e-6)
     np.testing.assert_allclose(cloud[1, 3:], 0.4, rtol=1e-6)
+    for datatype in (3, 7):
+        layout = [*XYZ, *((name, datatype) for name in "rgb")]
+        points = [(1, 2, 3, 0, 51, 255), (np.nan, 2, 3, -1, -1, -1), (0, 0, 0, -1, 0, 0)]
+        found = cloud_from_message(make_message(layout, points), drop_invalid=True)
+        np.testing.assert_allclose(found, [(1, 2, 3, 0, 0.2, 1)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("stored", [(-1, 0, 0), (70000, 0, 0)])

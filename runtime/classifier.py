@@ -44,8 +44,8 @@ class Classifier:
     columns are x, y, z. An encoder of colored clouds reads columns 3 to 5 as red, green, blue in 0..1, 0..255 or
     0..65535, and sees its filler where there are fewer; an encoder of bare clouds leaves all further columns out:
     the intensity of (N, 4), the colors of (N, 6). Points with NaN or infinity are dropped and counted, and so are those
-    at (0, 0, 0) beside the cloud. The order of the points matters only where distances are equal to the last bit, as on
-    a grid: then the first point goes first.
+    at (0, 0, 0) far from the others. The order of the points matters only where distances are equal to the last bit, as
+    on a grid: then the first point goes first.
 
     Safe to share between threads. On a CPU none waits for another: the encoder's passes run in parallel (ONNX Runtime
     shares one pool of cores between them), and so does most of the sampling, during which NumPy releases the

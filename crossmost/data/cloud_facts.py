@@ -23,7 +23,7 @@ class CloudFacts:
 
     Attributes:
         points: usable ones.
-        invalid: points that hold NaN or infinity, or zeros beside the cloud.
+        invalid: points that hold NaN or infinity, or zeros far from the cloud.
         extent: (3,) of its bounding box.
         offset: distance of the centroid from the origin.
         radius: distance of the farthest point from the origin.

@@ -44,7 +44,7 @@ class Inspection:
         up: the likely up axis; "unsure" where the shapes do not tell.
         unit: the likely unit: "m", "mm", "cm or mm", "none: normalised" or "unsure".
         duplicates: mean share of repeated points.
-        invalid: points with NaN or infinity, or zeros beside the cloud, in all measured clouds.
+        invalid: points with NaN or infinity, or zeros far from the cloud, in all measured clouds.
         colors: smallest and largest stored colour, or None.
         classes: clouds by class folder or label; empty where there are no labels.
         pictured: clouds with pictures of the user's in `views/`.
@@ -86,7 +86,7 @@ class Inspection:
             f"up axis      {self.up.axis} ({share})",
             f"unit         {self.unit}",
             f"duplicates   {self.duplicates:.1%} of the points",
-            f"invalid      {self.invalid} points (NaN, infinite, or zeros beside the cloud)",
+            f"invalid      {self.invalid} points (NaN, infinite, or zeros far from the cloud)",
             f"colour       {colors}",
             f"classes      {len(self.classes) or 'none: no labels'}",
         ]
@@ -264,7 +264,7 @@ def _cloud_warnings(facts: list[CloudFacts], dataset: CloudDataset) -> list[str]
         )
     if invalid:
         warnings.append(
-            f"{invalid} clouds hold NaN, infinity or zeros beside the cloud: such points are dropped"
+            f"{invalid} clouds hold NaN, infinity or zeros far from the cloud: such points are dropped"
         )
     if repeated > FEW * total:
         warnings.append(

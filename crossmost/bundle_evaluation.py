@@ -26,6 +26,7 @@ from crossmost.evaluation.detection import auroc, false_positive_rate
 from crossmost.evaluation.facts import facts
 from crossmost.evaluation.metrics import BranchMetrics, branch_metrics
 from crossmost.runtime.classifier import Classifier
+from crossmost.runtime.manifest import INT8
 from crossmost.skipped import one_line, say_skipped
 from crossmost.split_choice import measured_clouds
 
@@ -242,8 +243,14 @@ def answer(
         dict(Counter(own[index][labels[index] == UNKNOWN].tolist()).most_common()),
         {
             "bundle": Path(info["bundle"]["path"]).name,
-            "precision": info["bundle"]["precision"],
+            "precision": precision_of(info),
             "backend": info["backend"],
         },
         facts(clouds, info["classes"]["text_model"]),
     )
+
+
+def precision_of(info: Mapping[str, Any]) -> str:
+    """The precision that answers: a bundle of float32 may hold an encoder in 8-bit integers, for the CPU."""
+    integers = info["device"].get("graph") == INT8
+    return "int8" if integers else str(info["bundle"]["precision"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from crossmost.bundle_evaluation import BundleEvaluation
+from crossmost.bundle_evaluation import BundleEvaluation, precision_of
 from crossmost.cli import app
 from crossmost.runtime import Classifier
 
@@ -98,6 +98,12 @@ def test_what_cannot_be_read_is_named_and_the_rest_measured(
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("23 clouds (all)")
     assert "shape2" in done.stderr
+
+
+@pytest.mark.parametrize(("graph", "precision"), [("encoder.onnx", "fp32"), ("encoder.int8.onnx", "int8")])
+def test_the_precision_is_that_of_the_graph_that_answers(graph, precision) -> None:
+    info = {"device": {"graph": graph}, "bundle": {"precision": "fp32"}}
+    assert precision_of(info) == precision
 
 
 def test_clouds_are_read_as_told(bundle, tmp_path, write_shapes, crossmost, monkeypatch) -> None:

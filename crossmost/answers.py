@@ -324,9 +324,7 @@ def embed(
         )
     elif topic is not None or backend is not None:
         option = (
-            "--topic: recordings are read with one"
-            if topic is not None
-            else "--backend: others are run by torch"
+            "--backend: others are run by torch" if topic is None else "--topic: recordings are read with one"
         )
         raise InputError(f"{model}: expected a bundle for {option}")
     else:

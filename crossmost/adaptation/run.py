@@ -117,9 +117,8 @@ def train(
             folder / PROVENANCE, {**provenance(clouds, base), "up_axis_scores": scores, **(notes or {})}
         )
         save_sample(folder / SAMPLE, take_sample(clouds))
-        write_text_atomic(
-            folder / CONFIG, to_yaml(config)
-        )  # the last: with it the folder is a run that resumes
+        # The last: with it the folder is a run that resumes.
+        write_text_atomic(folder / CONFIG, to_yaml(config))
         return _fit(trainer, architecture, folder, on_batch, on_epoch)
 
 

@@ -13,9 +13,8 @@ __all__ = ["app", "converting", "exporting", "looking", "main", "running", "trai
 
 def main() -> None:
     """Entry point of the console script."""
+    # Names of files may have letters that a terminal's encoding lacks.
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, TextIOWrapper
-        ):  # names of files may have letters that a terminal's encoding lacks
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     app(prog_name="crossmost", args=sys.argv[1:])

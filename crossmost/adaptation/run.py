@@ -31,7 +31,6 @@ from crossmost.checkpoints.run import (
     PROVENANCE,
     PSEUDO_LABELS,
     build_student,
-    check_folder,
     is_run,
     read_provenance,
     save_run,
@@ -51,8 +50,8 @@ OnEpoch = Callable[[Record], None]
 OnWarning = Callable[[str], None]
 
 
-LOCK = ".lock"
-"""In the folder of a run while it is trained: held by the process that does."""
+LOCK = ".crossmost.lock"
+"""In the folder of a run while it is trained: held by the process that does, which removes it."""
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What a file system that has no locks says."""
 
@@ -109,7 +108,6 @@ def train(
     scores = scores_by_up_axis(trainer.teacher, unlabelled, config, trainer.device)
     if warning := axis_warning(scores, clouds.preparation.up_axis):
         on_warning(warning)
-    check_folder(folder)
     with _alone(folder):
         _refuse_run(folder)  # another process may have begun one meanwhile
         start_run(folder, base, vocabulary)

@@ -56,7 +56,6 @@ EXTRAS = {
         "timm",
         "safetensors",
         "huggingface_hub",
-        "filelock",
         "pydantic",
         "yaml",
         "rich",

@@ -141,7 +141,7 @@ def _summarise(path: Path | str, dataset: CloudDataset, facts: list[CloudFacts])
     stored = [one.colors for one in facts if one.colors is not None]
     up = decide(np.array([one.up for one in facts]))
     pictured = dataset.pictured()
-    lost = [] if pictured != 0 else [pictures_note(dataset, pictured)]
+    misnamed = [pictures_note(dataset, 0)] if pictured == 0 else []
     return Inspection(
         path=printable(str(path)),
         clouds=len(dataset),
@@ -157,7 +157,7 @@ def _summarise(path: Path | str, dataset: CloudDataset, facts: list[CloudFacts])
         classes=_class_counts(dataset),
         pictured=pictured or 0,
         bad=dict(dataset.bad),
-        warnings=[*_set_warnings(dataset, up), *lost, *_cloud_warnings(facts, dataset)],
+        warnings=[*_set_warnings(dataset, up), *misnamed, *_cloud_warnings(facts, dataset)],
     )
 
 

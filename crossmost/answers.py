@@ -69,10 +69,10 @@ def predict(
         InputError: nothing that can be classified.
     """
     refuse_unexported(bundle)
-    recordings = {path for path in paths if opens_as_recording(path, reading, split)}
+    recordings = {path for path in paths if opens_as_recording(path, split)}
     for path in paths:
         check_given(path, topic if path not in recordings else None)
-    with Classifier.load(bundle, backend=backend, threads=threads) as classifier:
+    with Classifier.load(bundle, backend=backend, threads=threads, color=reading.color) as classifier:
         if classes is not None:
             classifier.set_classes(classes)
             if note := classifier.info()["classes"]["note"]:
@@ -122,19 +122,28 @@ def looks_at_colors(bundle: Path, reading: Reading) -> bool:
     return reading.color != "none" and load_manifest(bundle).encoder.channels == 6
 
 
-def opens_as_recording(path: Path, reading: Reading, split: str | None) -> bool:
+def opens_as_recording(path: Path, split: str | None) -> bool:
     """Whether a path is a recording.
 
     Raises:
-        InputError: it is, and something was asked for that only files and datasets have.
+        InputError: it is, and a split was asked for, which only files and datasets have.
     """
     recorded = is_recording(path)
-    if recorded and (split or reading.columns):
-        unused = "--split" if split else "--columns"
-        raise InputError(
-            f"{path}: {unused} is for files and datasets; the messages of a recording name their columns"
-        )
+    if recorded and split:
+        raise InputError(f"{path}: --split is for files and datasets")
     return recorded
+
+
+def refuse_columns(paths: Sequence[Path], columns: str | None) -> None:
+    """Refuse columns that were stated for a recording; what a model's own files have is nothing to it either.
+
+    Raises:
+        InputError: names the recording.
+    """
+    if columns is not None and (recorded := next(filter(is_recording, paths), None)):
+        raise InputError(
+            f"{recorded}: --columns is for files and datasets; the messages of a recording name their columns"
+        )
 
 
 def none_readable(paths: Sequence[Path], bad: Mapping[str, str]) -> InputError:
@@ -381,11 +390,11 @@ def embedded(
     names: list[str] = []
     rows = [np.empty((0, load_manifest(bundle).encoder.dim), np.float32)]
     several = len(paths) > 1
-    with Classifier.load(bundle, backend=backend, threads=threads) as classifier:
+    with Classifier.load(bundle, backend=backend, threads=threads, color=reading.color) as classifier:
         for path in paths:
             unread: dict[str, str] = {}
             by_file, start = False, f"{path}/" if several else ""
-            if opens_as_recording(path, reading, split):
+            if opens_as_recording(path, split):
                 up_axis = reading.up_axis
                 clouds = messages(path, topic, unread, colored=looks_at_colors(bundle, reading))
             else:

@@ -176,7 +176,9 @@ def evaluate(
         InputError: no bundle, no labels, none of the bundle's classes, or no cloud that can be read.
     """
     clouds = measured_clouds(reading, data, form_of(bundle), split)
-    with Classifier.load(bundle, backend=backend, threads=threads, up_axis=DATASET_UP) as classifier:
+    with Classifier.load(
+        bundle, backend=backend, threads=threads, up_axis=DATASET_UP, color=reading.color
+    ) as classifier:
         if classes is not None:
             classifier.set_classes(classes)
             if note := classifier.info()["classes"]["note"]:

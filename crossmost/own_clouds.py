@@ -1,13 +1,9 @@
-"""The user's clouds: how a model reads them, which of them a report is of, and what to say about them."""
+"""The user's clouds: which of them a report is of, and what to say about them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import typer
-
-from crossmost.checkpoints.run import is_run, read_provenance
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.folder import FolderSource, is_split
 from crossmost.data.reading import Reading
@@ -16,25 +12,6 @@ from crossmost.evaluation.report import check_report_extra
 from crossmost.models.point_cards import PointCard
 from crossmost.runtime.vocabulary import Vocabulary
 from crossmost.split_choice import measured_clouds
-
-
-def reading_of(model: Path, given: Mapping[str, str | None], *, labels: bool = True) -> Reading:
-    """How clouds are read for a model: as a run read its own, but for what is given; says where the two differ.
-
-    Args:
-        model: folder of a run; nothing is known of any other model's clouds.
-        given: "up_axis", "columns" and "color"; None for what was not said.
-        labels: whether folders and labels are classes.
-    """
-    own = read_provenance(model).get("reading", {}) if is_run(model) else {}
-    said = {name: value for name, value in given.items() if value is not None}
-    for name, value in said.items():
-        if name in own and own[name] != value:
-            typer.echo(
-                f"warning: --{name.replace('_', '-')} {value}, but the run's own clouds were read with {own[name]}",
-                err=True,
-            )
-    return Reading(**{**own, **said}, labels=labels)
 
 
 def shown_clouds(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crossmost.checkpoints.run import EVALUATION, EVALUATION_REPORT, REPORT, load_run, read_note, shortcomings
+from crossmost.checkpoints.run import EVALUATION, EVALUATION_REPORT, REPORT, load_run, shortcomings
+from crossmost.checkpoints.run_files import read_note
 from crossmost.evaluation.run_report import run_rows
 
 

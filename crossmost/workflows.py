@@ -41,7 +41,8 @@ from crossmost.errors import InputError, WorkFailed
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run
 from crossmost.evaluation.run_report import CHECKPOINT, headline_branch, run_rows, write_run_report
 from crossmost.models.student import DualEncoder, embed_points
-from crossmost.own_clouds import check_before_training, reading_of, shown_clouds
+from crossmost.own_clouds import check_before_training, shown_clouds
+from crossmost.own_reading import reading_of
 from crossmost.progress import RunProgress
 from crossmost.runtime.vocabulary import load_vocabulary
 from crossmost.skipped import say_skipped

@@ -6,7 +6,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from numbers import Integral
 from os import PathLike
@@ -82,6 +82,7 @@ class Classifier:
         threads: int | None = None,
         *,
         up_axis: str = "z",
+        color: str | None = None,
         cache: TestTimeCache | None = None,
         rebuild: bool = False,
     ) -> Classifier:
@@ -94,20 +95,22 @@ class Classifier:
             device: index of the GPU; None for the first.
             threads: of one pass on the CPU; None for one a core.
             up_axis: which axis points up in your clouds: x, y, z, -x, -y or -z; they are turned to the encoder's.
+            color: auto takes the colors of your clouds where the encoder sees them, none leaves them out; None: as
+                those of the clouds were taken that it was trained on.
             cache: a memory of the clouds seen, off by default; see `TestTimeCache`.
             rebuild: where TensorRT is here and no engine of the bundle was built for this GPU, build one, which takes
                 minutes, and keep it for the next time.
 
         Raises:
             InvalidBundle, InvalidVocabulary: no bundle, a newer one, or a file that is missing, changed or unusable.
-            InvalidChoice, InvalidCloud: no such backend, device or number of threads; no such axis.
+            InvalidChoice, InvalidCloud: no such backend, device or number of threads; no such axis or color.
             BackendUnavailable: nothing here can run it; says why and what to type.
         """
         wish = Wish(backend, device, threads, rebuild)
         manifest = load_manifest(bundle)
         # What is opened later is still found when the process has gone elsewhere, or a link has been moved.
         folder = Path(bundle).resolve()
-        clouds_in = CloudsIn(manifest.encoder, up_axis)
+        clouds_in = CloudsIn(manifest.encoder, up_axis, manifest.trained_color if color is None else color)
         check_files(
             folder, manifest, {CLASSES, GRAPH, *needed(manifest)}
         )  # whoever opens another compares its digest
@@ -123,7 +126,8 @@ class Classifier:
             up_axis: of these clouds; None: as `load` was told.
 
         Raises:
-            InvalidCloud: a cloud without a usable point, or no cloud; of several it says which, and none is answered.
+            InvalidCloud: a cloud without a usable point, or something else; of several it says which, and none is
+                answered. An empty list of clouds is answered by an empty list.
             InvalidCall: closed, or a top_k below 1.
             EmbeddingFailed: the encoder answered with NaN.
         """
@@ -231,6 +235,7 @@ class Classifier:
                 "engines": list(self._manifest.engines),
             },
             "up_axis": self._clouds_in.up_axis,
+            "color": self._clouds_in.color,
             "classes": {
                 "count": len(bank),
                 "text_model": bank.vocabulary.tag,
@@ -269,7 +274,7 @@ class Classifier:
         if backend is None:
             raise InvalidCall("expected an open classifier, found a closed one: load it again")
         card = self._manifest.encoder
-        clouds_in = self._clouds_in if up_axis is None else CloudsIn(card, up_axis)
+        clouds_in = self._clouds_in if up_axis is None else replace(self._clouds_in, up_axis=up_axis)
         clouds = split_clouds(points)
         rows = [np.empty((0, card.dim), np.float32)]
         counts: list[tuple[int, int]] = []

@@ -16,6 +16,7 @@ from crossmost.runtime.manifest import Encoder
 from crossmost.runtime.orientation import AXES, turn
 from crossmost.runtime.preprocess import InvalidCloud, check_cloud, drop_invalid, prepare_usable
 
+COLORS = ("auto", "none")
 ON_CPU = (1, 3, 13)
 """DLPack's numbers for memory the CPU reads: its own, and what CUDA pinned or manages."""
 
@@ -35,14 +36,18 @@ class CloudsIn:
     Attributes:
         encoder: conventions of the encoder.
         up_axis: of the clouds: x, y, z, -x, -y or -z.
+        color: auto takes colours where there are some and the encoder sees them, none leaves them out.
     """
 
     encoder: Encoder
     up_axis: str
+    color: str = "auto"
 
     def __post_init__(self) -> None:
         if self.up_axis not in AXES:
             raise InvalidCloud(f"expected an up axis out of {', '.join(AXES)}, found {self.up_axis!r}")
+        if self.color not in COLORS:
+            raise InvalidCloud(f"expected color as {' or '.join(COLORS)}, found {self.color!r}")
 
     def prepare(self, points: Any) -> Prepared:
         """Check, drop, colour, turn, normalise, thin, fill and scatter one cloud.
@@ -55,7 +60,7 @@ class CloudsIn:
         """
         card = self.encoder
         cloud = check_cloud(as_array(points))
-        columns = min(card.channels, cloud.shape[1])
+        columns = 3 if self.color == "none" else min(card.channels, cloud.shape[1])
         if columns == 6:
             try:
                 colors, _ = unit_colors(_of_points(cloud), card.color_filler)

@@ -125,6 +125,14 @@ class Manifest:
         """The precision in words, with that of the encoder for CPUs where there is another."""
         return f"{self.precision}, on a CPU int8" if INT8 in self.files else self.precision
 
+    @property
+    def trained_color(self) -> str:
+        """Whether the clouds that the encoder was adapted to had their colors: "auto", or "none" where left out."""
+        found: Any = self.provenance
+        for key in ("training", "reading", "color"):
+            found = found.get(key) if isinstance(found, dict) else None
+        return "none" if found == "none" else "auto"
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
         return {**asdict(self), "engines": list(self.engines), "notes": list(self.notes)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from crossmost.checkpoints.base import (
     load_base,
     read_architecture,
 )
-from crossmost.checkpoints.run_files import CLASSES, CONFIG, is_run
+from crossmost.checkpoints.run_files import CLASSES, CONFIG, PROVENANCE, is_run, json_object, read_provenance
 from crossmost.checkpoints.sample import SAMPLE
 from crossmost.checkpoints.store import (
     STATE_FILE,
@@ -39,7 +38,7 @@ from crossmost.runtime.vocabulary import Vocabulary, load_vocabulary
 
 FORMAT = "crossmost-run/2"
 BASE, METRICS = "base.safetensors", "metrics.jsonl"
-PSEUDO_LABELS, PROVENANCE = "pseudo_labels.npz", "provenance.json"
+PSEUDO_LABELS = "pseudo_labels.npz"
 BEGUN = "crossmost"
 """The entry of the provenance that says with which version a run began; nobody else's provenance has it."""
 EVALUATION, REPORT, EVALUATION_REPORT = "evaluation.json", "report.html", "evaluation.html"
@@ -155,15 +154,6 @@ def _is_begun(folder: Path) -> bool:
         return False
 
 
-def read_provenance(folder: Path) -> dict[str, Any]:
-    """Where a run came from.
-
-    Raises:
-        InputError: the note is missing or damaged.
-    """
-    return read_note(folder / PROVENANCE)
-
-
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl, that before training first; none where the file is not there.
 
@@ -174,30 +164,11 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [_object(line) for line in path.read_text("utf-8").splitlines()]
+        return [json_object(line) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: expected a JSON object a line, found a damaged file ({error}): copy it again, or move it away"
         ) from error
-
-
-def read_note(path: Path) -> dict[str, Any]:
-    """One of the JSON files of a run.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    try:
-        return _object(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected the run's {path.name}: {error}") from error
-
-
-def _object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"expected a JSON object, found {text[:20]}")
-    return found
 
 
 def shortcomings(run: Run) -> list[str]:

@@ -1,12 +1,49 @@
-"""Telling a run by its files, without torch: a robot's commands have none."""
+"""Telling a run by its files and reading its notes, without torch: a robot's commands have none."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-CLASSES, CONFIG = "classes.npz", "config.yaml"
+from crossmost.errors import InputError
+
+CLASSES, CONFIG, PROVENANCE = "classes.npz", "config.yaml", "provenance.json"
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run that can be loaded or resumed."""
     return (folder / CONFIG).is_file() and (folder / CLASSES).is_file()
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where a run came from.
+
+    Raises:
+        InputError: the note is missing or damaged.
+    """
+    return read_note(folder / PROVENANCE)
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """One of the JSON files of a run.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return json_object(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected the run's {path.name}: {error}") from error
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: no JSON, or another value.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a JSON object, found {text[:20]}")
+    return found

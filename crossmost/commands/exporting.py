@@ -166,7 +166,7 @@ def export(
         raise InputError("options of TensorRT engines were given, and none is asked for: add --tensorrt")
     from crossmost.export.command import export_bundle
     from crossmost.export.workflow import EngineRequest, ExportOptions
-    from crossmost.own_clouds import reading_of
+    from crossmost.own_reading import reading_of
     from crossmost.runtime.engine_options import EngineOptions, parse_profile
     from crossmost.words import Words
 

@@ -21,7 +21,9 @@ Color = Annotated[
 ]
 OwnUpAxis = Annotated[
     str | None,
-    typer.Option("--up-axis", help="What points up in them; default: as the run's own clouds were read."),
+    typer.Option(
+        "--up-axis", help="What points up in them; default: as the run's own clouds were read, else z."
+    ),
 ]
 OwnColumns = Annotated[
     str | None,

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from crossmost.checkpoints.run_files import is_run
 from crossmost.commands.app import command
-from crossmost.commands.options import Color, Columns, Json, OwnColor, OwnColumns, OwnUpAxis, Split, UpAxis
+from crossmost.commands.options import Json, OwnColor, OwnColumns, OwnUpAxis, Split
 from crossmost.errors import InputError
 
 Bundle = Annotated[Path, typer.Argument(help="Folder made by `crossmost export`.")]
@@ -41,19 +40,21 @@ def predict(
     backend: Backend = "auto",
     threads: Threads = None,
     split: Split = None,
-    up_axis: UpAxis = "z",
-    columns: Columns = None,
-    color: Color = "auto",
+    up_axis: OwnUpAxis = None,
+    columns: OwnColumns = None,
+    color: OwnColor = None,
     as_json: Json = False,
 ) -> None:
     """Classify clouds: file, label, score and runners-up, one line each."""
     from crossmost import answers
-    from crossmost.data.reading import Reading
+    from crossmost.own_reading import reading_of
 
+    answers.refuse_unexported(bundle)
+    answers.refuse_columns(paths, columns)
     answers.predict(
         bundle,
         paths,
-        Reading(up_axis, columns, color),
+        reading_of(bundle, {"up_axis": up_axis, "columns": columns, "color": color}),
         split=split,
         topic=topic,
         backend=backend,
@@ -80,13 +81,10 @@ def embed(
 ) -> None:
     """Write the embedding of every cloud, in their order, and beside OUT.npy what each row is: OUT.ids.txt."""
     from crossmost import answers
-    from crossmost.data.reading import Reading
+    from crossmost.own_reading import reading_of
 
-    reading = Reading(up_axis or "z", columns, color or "auto")
-    if is_run(model):
-        from crossmost.own_clouds import reading_of
-
-        reading = reading_of(model, {"up_axis": up_axis, "columns": columns, "color": color})
+    answers.refuse_columns(paths, columns)
+    reading = reading_of(model, {"up_axis": up_axis, "columns": columns, "color": color})
     answers.embed(model, paths, out, reading, split=split, topic=topic, backend=backend, threads=threads)
 
 

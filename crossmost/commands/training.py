@@ -287,11 +287,14 @@ def evaluate(
             f"{model}: expected a run of `crossmost train` or a bundle of `crossmost export`, found neither"
         )
     refuse_stated(of_run if is_bundle else of_bundle, "a bundle" if is_bundle else "a run")
+    from crossmost.own_reading import reading_of
+
+    reading = reading_of(
+        model, {"up_axis": up_axis, "columns": columns, "color": color}, labels=not ignore_labels
+    )
     if is_bundle:
         from crossmost import answers, bundle_evaluation
-        from crossmost.data.reading import Reading
 
-        reading = Reading(up_axis or "z", columns, color or "auto")
         bundle_evaluation.evaluate(
             model, data, reading,
             split=split, backend=backend or "auto", threads=threads, classes=answers.named_classes(classes),
@@ -299,10 +302,7 @@ def evaluate(
         )  # fmt: skip
         return
     from crossmost import workflows
-    from crossmost.own_clouds import reading_of
 
-    given = {"up_axis": up_axis, "columns": columns, "color": color}
-    reading = reading_of(model, given, labels=not ignore_labels)
     workflows.evaluate(
         model, data, reading, split=split, device=device or "auto", workers=workers, as_json=as_json
     )

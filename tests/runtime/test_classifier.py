@@ -290,6 +290,20 @@ def test_colors_matter_to_an_encoder_of_colored_clouds(speaking):
 # Axes.
 
 
+def test_colors_are_left_out_where_those_of_the_training_were(speaking, tmp_path):
+    colored = np.concatenate([cloud(), np.linspace(0, 1, 900).reshape(300, 3)], axis=1)
+    bundle = shutil.copytree(speaking, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    manifest["provenance"]["training"] = {"reading": {"color": "none"}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with load(bundle) as own, load(bundle, color="auto") as told, load(speaking) as other:
+        np.testing.assert_array_equal(own.embed(colored), other.embed(colored[:, :3]))
+        np.testing.assert_array_equal(told.embed(colored), other.embed(colored))
+        assert [each.info()["color"] for each in (own, told, other)] == ["none", "auto", "auto"]
+    with pytest.raises(InvalidCloud, match="expected color as auto or none"):
+        load(bundle, color="grey")
+
+
 def test_the_up_axis_is_turned_to_the_encoders(exported, altered, shapes_of):
     points = shapes_of(2)[1][:60]  # none is thinned out: which ones are is settled z up
     lying = points[:, [0, 2, 1]] * [1, 1, -1]  # y up

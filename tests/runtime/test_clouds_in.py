@@ -123,6 +123,14 @@ def test_a_colored_encoder_sees_its_filler_where_there_is_no_color(columns):
     assert (found[:, 3:] == np.float32(0.4)).all()
 
 
+def test_colors_are_left_out_where_asked_for():
+    colored = cloud(columns=6)
+    found = CloudsIn(encoder(6), "z", "none").prepare(colored)
+    np.testing.assert_array_equal(found.points, CloudsIn(encoder(6), "z").prepare(colored[:, :3]).points)
+    with pytest.raises(InvalidCloud, match="expected color as auto or none, found 'red'"):
+        CloudsIn(encoder(6), "z", "red")
+
+
 def test_colors_pass_and_those_that_are_missing_are_filled():
     colored = cloud(columns=9)
     colored[3, 4] = np.nan

@@ -368,6 +368,8 @@ def check_free(out: Path, model: Path, paths: Sequence[Path]) -> None:
     """
     for path, suffix in ((out, ".npy"), (out.with_suffix(IDS), ".txt")):
         check_destination(path, suffix, [model, *paths], overwrite=True)
+    if model.resolve() in out.resolve().parents:
+        raise InputError(f"expected a place outside {model}, found {out}: choose another")
     folders = (path for path in paths if out.exists() and path.resolve() in out.resolve().parents)
     if folder := next(folders, None):
         raise InputError(

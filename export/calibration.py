@@ -39,15 +39,18 @@ def threshold_without_labels(bank: ClassBank, embedding: NDArray[np.float32], ra
         rate: the share, 0 or more and less than 1.
 
     Returns:
-        The bank with its threshold: the `rate` quantile of the similarities.
+        The bank with its threshold: the `rate` quantile of the similarities, a little less where that is the least.
 
     Raises:
         InputError: no such share.
     """
     check_rate(rate)
     best = bank.similarity(embedding)
+    level = float(np.quantile(best, rate))
+    if level <= best.min():  # at the very similarity of a cloud, rounding would decide about it
+        level -= BESIDE
     rule = f"the {rate:g} quantile of the similarities of {len(best)} unlabelled clouds"
-    return replace(bank, unknown_similarity=float(np.quantile(best, rate)), unknown_rule=rule)
+    return replace(bank, unknown_similarity=level, unknown_rule=rule)
 
 
 def threshold_from_labels(

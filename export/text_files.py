@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from crossmost.export.comparison import Subject, embedding_checks
 from crossmost.export.parity import GATES, Check
 from crossmost.export.precision import Precision
-from crossmost.export.text_tower import check_alignment, export_text_encoder
+from crossmost.export.text_tower import check_alignment, check_prompts, export_text_encoder
 from crossmost.export.tokenizer import write_tokenizer
+from crossmost.models.clip import model_config
 from crossmost.models.text_tower import embed_texts, model_tag, text_model, text_tokenizer
 from crossmost.runtime.class_bank import ClassBank
 from crossmost.runtime.text_encoder import GRAPH, TOKENIZER, TextEncoder
@@ -31,6 +32,16 @@ class TextOptions:
 
     clip: str
     weights: str | None
+
+
+def check_text(vocabulary: Vocabulary, options: TextOptions) -> None:
+    """Find out what can be known before the work that a text encoder cannot be written.
+
+    Raises:
+        InputError: open_clip has no such tower, or the vocabulary says no prompts.
+    """
+    model_config(options.clip)
+    check_prompts(vocabulary)
 
 
 def write_text_encoder(

@@ -182,6 +182,18 @@ class Alignment:
     cosine: float
 
 
+def check_prompts(vocabulary: Vocabulary) -> None:
+    """Make sure that a vocabulary can be embedded again.
+
+    Raises:
+        InputError: it does not say its prompts.
+    """
+    if not vocabulary.prompts:
+        raise InputError(
+            "expected a vocabulary that says its prompts, found ready-made embeddings: leave out --text-encoder"
+        )
+
+
 def check_alignment(
     vocabulary: Vocabulary,
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
@@ -201,10 +213,7 @@ def check_alignment(
     Raises:
         InputError: no prompts, another width, or another place; with the cosine found.
     """
-    if not vocabulary.prompts:
-        raise InputError(
-            "expected a vocabulary that says its prompts, found ready-made embeddings: leave out --text-encoder"
-        )
+    check_prompts(vocabulary)
     underscored = [name for name in vocabulary.names if "_" in name]
     plain = [name for name in vocabulary.names if "_" not in name]
     compared = vocabulary.select(spread(underscored + plain, COMPARED))

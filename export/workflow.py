@@ -20,7 +20,7 @@ from crossmost.export.parity import Check, Parity
 from crossmost.export.precision import Precision
 from crossmost.export.quantize import int8_checks, quantize_encoder
 from crossmost.export.source import Exportable
-from crossmost.export.text_files import TextOptions, write_text_encoder
+from crossmost.export.text_files import TextOptions, check_text, write_text_encoder
 from crossmost.export.verification_clouds import VerificationClouds
 from crossmost.export.verify import verify
 from crossmost.runtime.class_bank import ClassBank
@@ -105,6 +105,8 @@ def export(
         WorkFailed: a gate of the verification failed, or the bundle cannot be written; nothing is left behind.
     """
     check_rate(options.unknown_rate)
+    if options.text is not None:
+        check_text(source.vocabulary, options.text)
     if labelled is not None and labelled.labels is None:
         raise InputError(
             f"{labelled.name}: expected a class folder or a label for each cloud for the threshold, found none, or not "

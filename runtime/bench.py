@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 from crossmost.runtime.backend import BackendUnavailable
 from crossmost.runtime.child_process import ProcessFailed, ask
 from crossmost.runtime.classifier import Classifier
+from crossmost.runtime.errors import InvalidInput
+from crossmost.runtime.onnx_session import reason
 from crossmost.runtime.selection import BACKENDS
 
 PERCENTILES = (50, 90, 99)
@@ -55,7 +56,7 @@ class BenchReport:
         timings: of each stage and of the whole call, `total`.
         cold: backend to seconds of import, load and first call, in a process of its own.
         refused: why a backend, or its cold start, could not be measured, by its name.
-        peak_bytes: most memory this process ever held.
+        peak_bytes: most memory this process ever held; None on Windows, which does not say.
     """
 
     points: int
@@ -63,7 +64,7 @@ class BenchReport:
     timings: tuple[Timing, ...]
     cold: dict[str, tuple[float, float, float]]
     refused: dict[str, str]
-    peak_bytes: int
+    peak_bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -93,8 +94,10 @@ class BenchReport:
             lines.append(
                 f"cold start of {name}: import {imported:.2f} s, load {loaded:.2f} s, first call {first:.2f} s"
             )
-        lines += [f"not measured: {name}: {reason}" for name, reason in self.refused.items()]
-        return [*lines, f"peak memory of this process: {self.peak_bytes / 2**20:.0f} MiB"]
+        lines += [f"not measured: {name}: {why}" for name, why in self.refused.items()]
+        if self.peak_bytes is not None:
+            lines.append(f"peak memory of this process: {self.peak_bytes / 2**20:.0f} MiB")
+        return lines
 
 
 def measure(
@@ -167,6 +170,12 @@ def _open_all(
             opened[name] = Classifier.load(bundle, backend=name, threads=threads)
         except BackendUnavailable as error:
             refused[name] = str(error)
+        except InvalidInput:  # the bundle's, or the caller's: no backend will do
+            raise
+        except (
+            Exception
+        ) as error:  # a vendor's library may raise anything, and the others are measured all the same
+            refused[name] = f"it failed with {type(error).__name__}: {reason(error)}"
     return opened, refused
 
 
@@ -196,6 +205,10 @@ def _cloud(seed: int, count: int) -> NDArray[np.float64]:
     return direction * (1.0, 0.7, 0.4) + 0.02 * rng.normal(size=(count, 3))
 
 
-def _peak_bytes() -> int:
+def _peak_bytes() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024

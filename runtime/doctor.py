@@ -20,7 +20,7 @@ from crossmost.runtime.cuda_driver import CudaDriver, probe_cuda
 from crossmost.runtime.engine_cache import cache_folder
 from crossmost.runtime.manifest import InvalidBundle, Manifest, check_files, load_manifest
 from crossmost.runtime.onnx_backend import GRAPH
-from crossmost.runtime.selection import BACKENDS
+from crossmost.runtime.selection import BACKENDS, MODULES
 from crossmost.runtime.vocabulary import InvalidVocabulary
 
 State = Literal["ok", "none", "bad"]
@@ -99,6 +99,9 @@ class Finding:
     text: str
 
 
+UNBUILT = Finding("rebuild", "bad", "no TensorRT engine was built: why is said of tensorrt below")
+
+
 @dataclass(frozen=True)
 class Choice:
     """What `auto` takes for a bundle.
@@ -135,8 +138,8 @@ class Diagnosis:
 
     @property
     def usable(self) -> bool:
-        """Whether the bundle can be used here; True where none was looked at."""
-        return self.choice is None or bool(self.choice.used)
+        """Whether the bundle can be used here, and the engine that was asked for was built; True without a bundle."""
+        return self.choice is None or (bool(self.choice.used) and UNBUILT not in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -160,7 +163,8 @@ def diagnose(bundle: Path | None = None, *, rebuild: bool = False) -> Diagnosis:
         return Diagnosis(tuple(findings))
     files = _files(bundle, manifest)
     choice = _choose(bundle, rebuild) if files.state == "ok" else Choice("", DAMAGED)
-    return Diagnosis((*findings, files, *_beside(bundle, manifest)), choice)
+    unbuilt = [UNBUILT] if rebuild and choice.used not in MODULES else []
+    return Diagnosis((*findings, files, *_beside(bundle, manifest), *unbuilt), choice)
 
 
 def installed() -> dict[str, str]:

@@ -122,8 +122,11 @@ def _plans(bundle: Path, cache: Path | None) -> Iterator[tuple[Path, bool]]:
 
 
 def _is_of(facts: EngineFacts, manifest: Manifest) -> bool:
-    graph = manifest.files.get(GRAPH)
-    return graph is not None and facts.recipe.onnx_sha256 == graph.sha256
+    made_of = {GRAPH: facts.recipe.onnx_sha256, **facts.recipe.weights}
+    found = (manifest.files.get(name) for name in made_of)
+    return all(
+        file is not None and file.sha256 == own for file, own in zip(found, made_of.values(), strict=True)
+    )
 
 
 def _reason(path: Path, facts: EngineFacts, bundle: Path, manifest: Manifest, here: Machine) -> str | None:

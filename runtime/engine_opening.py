@@ -70,7 +70,7 @@ def open_engine(
                 return opened
             raise
     if not refused:
-        command = export_command("RUN", str(bundle), manifest.precision, tensorrt.package)
+        command = export_command("RUN", str(bundle), manifest.precision, tensorrt.package, manifest.files)
         refused = [f"there is no engine of {GRAPH} for {tensorrt}; build one: {command}"]
     here = shlex.join(["crossmost", "doctor", str(bundle), "--rebuild"])
     raise BackendUnavailable(

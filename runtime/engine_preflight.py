@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from crossmost.runtime.cuda_driver import Gpu
 from crossmost.runtime.engine_facts import PACKAGES, EngineFacts, EngineRecipe
+from crossmost.runtime.manifest import INT8
+from crossmost.runtime.text_encoder import GRAPH as TEXT_ENCODER
+
+OPTIONAL = {INT8: "--int8", TEXT_ENCODER: "--text-encoder"}
+"""Files that a bundle has where the export was asked for them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def preflight(
     )
     if why is None:
         return None
-    command = rebuild_command(facts, run, bundle, here.package or recipe.package)
+    command = rebuild_command(facts, run, bundle, here.package or recipe.package, files or ())
     return f"engine {facts.key}: {why}; rebuild it here: {command}"
 
 
@@ -67,7 +72,9 @@ def is_of_other_gpu(facts: EngineFacts, here: Machine) -> bool:
     )
 
 
-def rebuild_command(facts: EngineFacts, run: str, bundle: str, package: str) -> str:
+def rebuild_command(
+    facts: EngineFacts, run: str, bundle: str, package: str, files: Container[str] = ()
+) -> str:
     """The `crossmost export` that builds an engine like this one for the machine it is typed on.
 
     Args:
@@ -75,8 +82,9 @@ def rebuild_command(facts: EngineFacts, run: str, bundle: str, package: str) -> 
         run: what the bundle was exported from.
         bundle: its folder.
         package: `tensorrt` or `tensorrt-rtx`, whichever shall load the engine.
+        files: of the bundle, which shall have the same again.
     """
-    words = shlex.split(export_command(run, bundle, facts.precision, package))
+    words = shlex.split(export_command(run, bundle, facts.precision, package, files))
     for axis, sizes in facts.recipe.profile.items():
         words += [f"--{axis}", ":".join(map(str, sizes))]
     flags = facts.recipe.flags
@@ -89,11 +97,12 @@ def rebuild_command(facts: EngineFacts, run: str, bundle: str, package: str) -> 
     return shlex.join(words + [option for option, on in wanted.items() if on])
 
 
-def export_command(run: str, bundle: str, precision: str, package: str) -> str:
+def export_command(run: str, bundle: str, precision: str, package: str, files: Container[str] = ()) -> str:
     """The `crossmost export` that builds an engine with the default options; arguments as in `rebuild_command`."""
     words = ["crossmost", "export", run, "--out", bundle, "--overwrite"]
     if precision != "fp32":
         words.append(f"--{precision}")
+    words += [option for name, option in OPTIONAL.items() if name in files]
     return shlex.join([*words, "--tensorrt-rtx" if package == "tensorrt-rtx" else "--tensorrt"])
 
 

@@ -18,9 +18,9 @@ from crossmost.runtime.cuda_calls import CudaError
 from crossmost.runtime.cuda_driver import probe_cuda
 from crossmost.runtime.cuda_exclusion import EXCLUSIVE
 from crossmost.runtime.encoder_engine import EngineFailed
-from crossmost.runtime.manifest import INT8, Manifest, locate
+from crossmost.runtime.manifest import INT8, Encoder, InvalidBundle, Manifest, locate
 from crossmost.runtime.onnx_passes import HostPasses
-from crossmost.runtime.onnx_session import create_session
+from crossmost.runtime.onnx_session import LONGEST_REASON, create_session, reason
 
 if TYPE_CHECKING:
     from crossmost.runtime.gpu_pipeline import GpuPipeline
@@ -37,8 +37,6 @@ WARNING, ERROR = 2, 3
 """Of ONNX Runtime's levels of severity; it starts with the first."""
 SAME = 1e-3
 """Of an embedding's numbers, whose squares sum up to 1: far above rounding, far below another cloud's."""
-LONGEST_REASON = 300
-"""A vendor's message can be a page; its first words say what is missing."""
 
 
 class OnnxBackend:
@@ -70,6 +68,7 @@ class OnnxBackend:
 
         Raises:
             BackendUnavailable: ONNX Runtime is missing, or cannot run this bundle or use the GPU.
+            InvalidBundle: the graph is not of the encoder that the manifest says.
         """
         runtime = import_onnxruntime()
         self.name = f"onnxruntime-{provider}"
@@ -84,6 +83,7 @@ class OnnxBackend:
         self._passes: GpuPipeline | HostPasses
         if provider == "cpu":
             session = _open_cpu(path, manifest.precision, threads)
+            check_tensors(session, self._encoder, path)
             self._passes = HostPasses(session, self._encoder, self._clouds)
         else:
             self._passes = self._open_gpu(runtime, path, device or 0)
@@ -157,7 +157,7 @@ class OnnxBackend:
             try:
                 why = self._first_change(pipeline)
             except (EngineFailed, CudaError) as error:
-                why = _reason(error)
+                why = reason(error)
             if not why:
                 undo.pop_all()
         return (None, why) if why else (pipeline, "")
@@ -185,7 +185,7 @@ class OnnxBackend:
             check_finite(passes.embed([cloud]).embedding, self.name)
         except Exception as error:  # ONNX Runtime has classes of its own, which depend on the version
             raise BackendUnavailable(
-                f"ONNX Runtime's first pass on the GPU failed: {_reason(error)}"
+                f"ONNX Runtime's first pass on the GPU failed: {reason(error.__cause__ or error)}"
             ) from error
 
 
@@ -210,7 +210,26 @@ def _open_cpu(graph: Path, precision: str, threads: int | None) -> Any:
     try:
         return create_session(graph, threads=threads)
     except Exception as error:  # as above
-        raise BackendUnavailable(f"ONNX Runtime cannot open {graph}: {_reason(error)}") from error
+        raise BackendUnavailable(f"ONNX Runtime cannot open {graph}: {reason(error)}") from error
+
+
+def check_tensors(session: Any, encoder: Encoder, graph: Path) -> None:
+    """Compare the inputs and the output of a graph with the encoder that a manifest says it is.
+
+    Raises:
+        InvalidBundle: they are of another encoder.
+    """
+    expected = {
+        "patches": [encoder.groups, encoder.neighbors, encoder.channels],
+        "centers": [encoder.groups, 3],
+    }
+    found = {each.name: list(each.shape[1:]) for each in session.get_inputs()}
+    dim = session.get_outputs()[0].shape[-1]
+    if found != expected or dim != encoder.dim:
+        raise InvalidBundle(
+            f"{graph}: expected the inputs {expected} and {encoder.dim} numbers a cloud of the manifest's encoder, "
+            f"found {found} and {dim}: copy or export the bundle again"
+        )
 
 
 def _check_cuda(runtime: ModuleType) -> None:
@@ -247,11 +266,11 @@ def open_cuda(
                 runtime.preload_dlls()
             session = create_session(graph, providers=(provider,), threads=threads)
         except Exception as error:  # as above
-            raise BackendUnavailable(f"ONNX Runtime cannot use the GPU: {_reason(error)}") from error
+            raise BackendUnavailable(f"ONNX Runtime cannot use the GPU: {reason(error)}") from error
     found = session.get_providers()[0]
     if found != PROVIDERS["cuda"]:
         raise BackendUnavailable(
-            f"ONNX Runtime fell back from CUDA to {found}: {_reason(said.getvalue()) or 'it gave no reason'}; "
+            f"ONNX Runtime fell back from CUDA to {found}: {reason(said.getvalue()) or 'it gave no reason'}; "
             'pip install "crossmost[gpu]" brings the CUDA libraries'
         )
     return session
@@ -274,8 +293,3 @@ def _captured(runtime: ModuleType) -> Any:
             yield said
         finally:
             runtime.set_default_logger_severity(WARNING)
-
-
-def _reason(error: object) -> str:
-    """A message as one line of bounded length."""
-    return " ".join(str(error).split())[:LONGEST_REASON]

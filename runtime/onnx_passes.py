@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from crossmost.runtime.backend import Embedded
 from crossmost.runtime.errors import InvalidCall
 from crossmost.runtime.manifest import Encoder
+from crossmost.runtime.onnx_session import run_session
 from crossmost.runtime.sampling import group
 
 
@@ -39,7 +40,7 @@ class HostPasses:
             began = time.perf_counter()
             patches, centers = self._group(clouds[start : start + self._most])
             grouped = time.perf_counter()
-            rows.append(session.run(None, {"patches": patches, "centers": centers})[0])
+            rows.append(run_session(session, {"patches": patches, "centers": centers}))
             seconds["group"] += grouped - began
             seconds["encode"] += time.perf_counter() - grouped
         return Embedded(np.concatenate(rows), seconds)

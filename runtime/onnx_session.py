@@ -1,15 +1,26 @@
-"""The one place where ONNX Runtime sessions are made."""
+"""The one place where ONNX Runtime sessions are made and run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossmost.runtime.errors import RuntimeFailure
 
 if TYPE_CHECKING:
     import onnxruntime
 
 CPU = ("CPUExecutionProvider",)
+LONGEST_REASON = 300
+"""ONNX Runtime's message can be a page; its first words say what is missing."""
+
+
+class PassFailed(RuntimeFailure):
+    """ONNX Runtime could not finish a pass, such as for want of memory."""
 
 
 def create_session(
@@ -40,3 +51,21 @@ def create_session(
     # This pass crashes the process on half-precision transformers (microsoft/onnxruntime issue 28392).
     options.add_session_config_entry("optimization.disable_specified_optimizers", "NchwcTransformer")
     return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+
+
+def run_session(session: Any, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The first output of a session.
+
+    Raises:
+        PassFailed: ONNX Runtime could not; says why.
+    """
+    try:
+        answer: NDArray[np.float32] = session.run(None, dict(feeds))[0]
+    except Exception as error:  # ONNX Runtime has classes of its own, which depend on the version
+        raise PassFailed(f"ONNX Runtime's pass failed: {reason(error)}") from error
+    return answer
+
+
+def reason(error: object) -> str:
+    """A message as one line of bounded length."""
+    return " ".join(str(error).split())[:LONGEST_REASON]

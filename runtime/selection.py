@@ -17,6 +17,8 @@ BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 """Best first: the order in which `auto` tries them."""
 
 AUTO = "auto"
+MOST_THREADS = 1024
+"""ONNX Runtime starts each of them when it opens a graph, and hangs for minutes over 100,000."""
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
@@ -50,6 +52,8 @@ class Wish:
                 raise InvalidChoice(
                     f"expected {name} as an integer from {least} on, or None, found {value!r}"
                 )
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise InvalidChoice(f"expected at most {MOST_THREADS} threads, found {self.threads}")
 
 
 @dataclass(frozen=True)

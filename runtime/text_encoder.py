@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.runtime.errors import InvalidInput
-from crossmost.runtime.onnx_session import create_session
+from crossmost.runtime.onnx_session import create_session, run_session
 from crossmost.runtime.vocabulary import Vocabulary, check_names
 
 GRAPH = "text_encoder.onnx"
@@ -68,6 +68,7 @@ class TextEncoder:
 
         Raises:
             InvalidTextEncoder: one string in place of a sequence of them, or something that is not text.
+            PassFailed: ONNX Runtime could not, such as for want of memory.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise InvalidTextEncoder(f"expected a sequence of texts, found {_describe(texts)}")
@@ -80,7 +81,7 @@ class TextEncoder:
         for start in range(0, len(texts), BATCH):
             batch = order[start : start + BATCH]
             cut = tokens[batch, : lengths[batch[-1]]]
-            rows[batch] = self._session.run(None, {"tokens": cut})[0]
+            rows[batch] = run_session(self._session, {"tokens": cut})
         return rows
 
     def tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:

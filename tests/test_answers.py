@@ -22,7 +22,7 @@ from crossmost.cli import app
 from crossmost.data.reading import Reading
 from crossmost.errors import WorkFailed
 from crossmost.models.student import embed_points
-from crossmost.runtime import Classifier
+from crossmost.runtime import Classifier, bench
 from crossmost.runtime.clouds_in import CloudsIn
 from crossmost.runtime.manifest import load_manifest
 from crossmost.runtime.recording import InvalidRecording, Recorded, read_recording
@@ -435,7 +435,7 @@ class TestEmbed:
         more = ("--out", tmp_path / "e.npy", "--backend", "onnxruntime-cpu")
         done = crossmost("embed", bundle("fp32"), folder, *more, "--threads", "1")
         assert done.exit_code == 0, done.stderr
-        assert asked == [{"backend": "onnxruntime-cpu", "threads": 1}]
+        assert asked == [{"backend": "onnxruntime-cpu", "threads": 1, "color": "auto"}]
         refused = crossmost("embed", finished_run, folder, *more)
         assert refused.exit_code == 2
         assert "expected a bundle for --backend" in refused.stderr
@@ -533,6 +533,7 @@ class TestEmbed:
             ("taken.npy", "found a folder at"),
             ("names.npy", "found a folder at"),
             ("scans/a.npy", "among the clouds of"),
+            ("{bundle}/e.npy", "expected a place outside"),
         ],
     )
     def test_the_destination_is_looked_at_before_any_work(
@@ -541,7 +542,8 @@ class TestEmbed:
         (tmp_path / "taken.npy").mkdir()
         (tmp_path / "names.ids.txt").mkdir()
         monkeypatch.setattr(answers, "open_clouds", None)
-        done = crossmost("embed", bundle("fp32"), folder, "--out", tmp_path / out)
+        place = tmp_path / out.format(bundle=bundle("fp32"))
+        done = crossmost("embed", bundle("fp32"), folder, "--out", place)
         assert done.exit_code == 2
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
@@ -589,6 +591,26 @@ class TestBench:
         done = crossmost("bench", bundle("fp32"), "--backends", "onnxruntime-cpu", "--repeats", 2)
         assert "cold start of onnxruntime-cpu: import" in done.stdout
         assert "milliseconds a call" in done.stdout
+
+    def test_a_backend_that_breaks_is_named_and_the_others_are_measured(self, bundle, monkeypatch):
+        load = Classifier.load
+
+        def broken(path, backend, threads):
+            if backend == "tensorrt":
+                raise OSError("libnvinfer.so.10: cannot\nopen")
+            return load(path, backend=backend, threads=threads)
+
+        monkeypatch.setattr(bench.Classifier, "load", broken)
+        report = bench.measure(
+            bundle("fp32"), backends=("tensorrt", "onnxruntime-cpu"), batches=(1,), repeats=1
+        )
+        assert report.refused["tensorrt"] == "it failed with OSError: libnvinfer.so.10: cannot open"
+        assert {timing.backend for timing in report.timings} == {"onnxruntime-cpu"}
+
+    def test_where_the_system_does_not_say_no_memory_is_reported(self):
+        report = bench.BenchReport(64, 1, (), {}, {}, None)
+        assert not any("memory" in line for line in report.lines())
+        assert report.to_dict()["peak_bytes"] is None
 
     @pytest.mark.parametrize("options", [["--batches", "0"], ["--batches", "one"], ["--backends", "quantum"]])
     def test_wrong_use_is_one_line(self, bundle, crossmost, options):

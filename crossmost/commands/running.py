@@ -136,7 +136,7 @@ def doctor(
 ) -> None:
     """Say what this machine has to run bundles with: driver, CUDA, TensorRT, ONNX Runtime.
 
-    Exit code 1 if the bundle cannot be used here.
+    Exit code 1 if the bundle cannot be used here, or the engine that --rebuild asks for was not built.
     """
     from crossmost.runtime.doctor import diagnose
 

@@ -29,6 +29,14 @@ def test_the_wanted_share_is_unknown(bank, rng, rate):
     assert "400 unlabelled clouds" in found.unknown_rule
 
 
+def test_of_none_it_stays_clear_of_the_least_similar(bank, rng):
+    """Another precision gives that cloud a similarity that is a little lower."""
+    embedding = unit_rows(rng, 400)
+    found = threshold_without_labels(bank, embedding, 0.0)
+    least = bank.similarity(embedding).min()
+    assert least - 0.01 < found.unknown_similarity < least - 5e-4
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_a_share_that_is_none_is_refused(bank, rng, rate):
     with pytest.raises(InputError, match="unknown-rate"):

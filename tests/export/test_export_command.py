@@ -75,7 +75,7 @@ def test_a_base_and_clouds_of_the_user(tmp_path, crossmost, tiny_base, tiny_voca
         (["--clip", "ViT-B-32"], "add --text-encoder"),
         (["--unknown-rate", "0.1", "--unknown-labels", "labelled"], "found both"),
         (["--text-encoder"], "random directions"),
-        (["--text-encoder", "--clip", "ViT-B-32"], "weights"),
+        (["--text-encoder", "--clip", "ViT-B-32"], "says its prompts"),
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing(tmp_path, crossmost, finished_run, options, message):

@@ -7,7 +7,7 @@ import pytest
 
 from crossmost.errors import InputError
 from crossmost.export import text_files
-from crossmost.export.text_files import TextOptions, some_prompts, write_text_encoder
+from crossmost.export.text_files import TextOptions, check_text, some_prompts, write_text_encoder
 from crossmost.models.text_tower import embed_classes
 from crossmost.runtime.text_encoder import TextEncoder
 
@@ -53,6 +53,14 @@ def test_a_tower_that_is_not_the_vocabularys_is_refused(tmp_path, vocabulary, op
     other = replace(vocabulary, embeddings=np.roll(vocabulary.embeddings, 1, axis=1))
     with pytest.raises(InputError, match="leave out --text-encoder"):
         write_text_encoder(other, options, "fp32", tmp_path, 1)
+
+
+def test_what_is_wrong_is_known_before_the_work(vocabulary, options):
+    check_text(vocabulary, options)
+    with pytest.raises(InputError, match="says its prompts, found ready-made embeddings"):
+        check_text(replace(vocabulary, prompts=()), options)
+    with pytest.raises(InputError, match="expected one of open_clip's"):
+        check_text(vocabulary, TextOptions("ViT-B-99", None))
 
 
 def test_a_graph_that_departs_from_open_clip_fails_a_check(tmp_path, vocabulary, options, monkeypatch):

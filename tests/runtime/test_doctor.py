@@ -192,6 +192,16 @@ def test_an_engine_is_built_only_where_that_is_asked_for(machine, bundle, rebuil
     assert machine.asked == [(str(bundle), json.dumps(rebuild), seconds)]
 
 
+@pytest.mark.parametrize(("used", "usable"), [("tensorrt-rtx", True), ("onnxruntime-cpu", False)])
+def test_an_engine_that_was_asked_for_and_not_built_is_a_fault(machine, bundle, used, usable):
+    machine(
+        selection={"used": used, "why": "the best one that works here", "refused": {"tensorrt": "no GPU"}}
+    )
+    found = diagnose(bundle, rebuild=True)
+    assert found.usable == usable
+    assert any(line.startswith("BAD rebuild ") for line in found.lines()) != usable
+
+
 def test_a_damaged_bundle_is_a_fault_and_a_missing_one_an_error(machine, bundle, tmp_path: Path):
     damaged = tmp_path / "b"
     shutil.copytree(bundle, damaged)

@@ -119,6 +119,9 @@ def test_the_command_asks_for_what_the_engine_has():
     assert {"--fp16", "--tensorrt", "--version-compatible", "--hardware-compatible"} <= set(words)
     assert {"--strip-weights", "--refittable"} <= set(words)
     assert words[words.index("--points") + 1] == "512:1024:4096"
+    assert not {"--int8", "--text-encoder"} & set(words)
+    same = rebuild_command(facts, "RUN", "BUNDLE", "tensorrt", {"encoder.int8.onnx", "text_encoder.onnx"})
+    assert {"--int8", "--text-encoder"} <= set(shlex.split(same))
     plain = rebuild_command(
         dataclasses.replace(make_facts(), precision="fp32"), "RUN", "BUNDLE", "tensorrt-rtx"
     )

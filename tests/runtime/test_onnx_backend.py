@@ -17,7 +17,8 @@ from crossmost.runtime import cuda_device, gpu_sampling, onnx_backend
 from crossmost.runtime.backend import BackendUnavailable
 from crossmost.runtime.cuda_driver import CudaDriver, Gpu
 from crossmost.runtime.encoder_engine import EngineFailed
-from crossmost.runtime.manifest import INT8, load_manifest
+from crossmost.runtime.errors import RuntimeFailure
+from crossmost.runtime.manifest import INT8, InvalidBundle, load_manifest
 from crossmost.runtime.onnx_backend import OnnxBackend
 from crossmost.runtime.preprocess import prepare
 from crossmost.runtime.sampling import group
@@ -114,6 +115,33 @@ def test_a_graph_that_is_none_is_one_line(altered):
     with pytest.raises(BackendUnavailable, match="cannot open") as caught:
         opened(bundle)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"groups": 7}, {"neighbors": 3}, {"channels": 6}, {"dim": 15}],
+    ids=lambda each: next(iter(each)),
+)
+def test_a_manifest_that_contradicts_the_graph_is_one_line(altered, entries):
+    bundle = altered(**entries)
+    with pytest.raises(
+        InvalidBundle, match=r"encoder\.onnx: expected the inputs .* found .* again"
+    ) as caught:
+        opened(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pass_that_fails_is_work_that_failed(exported, clouds):
+    class Exhausted(Exception):
+        """As ONNX Runtime's own, of no common class."""
+
+    def run(*_):
+        raise Exhausted("Failed to allocate\nmemory")
+
+    backend = opened(exported)
+    backend._passes._session = SimpleNamespace(run=run)
+    with pytest.raises(RuntimeFailure, match=r"^ONNX Runtime's pass failed: Failed to allocate memory$"):
+        backend.embed(clouds)
 
 
 class PlayedRuntime(SimpleNamespace):

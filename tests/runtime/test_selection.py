@@ -137,5 +137,10 @@ def test_wishes_that_make_no_sense_are_refused(wish):
         Wish(**wish)
 
 
+def test_so_many_threads_that_it_would_hang_are_refused():
+    with pytest.raises(InvalidChoice, match="expected at most 1024 threads, found 1025"):
+        Wish(threads=1025)
+
+
 def test_the_order_is_the_documented_one():
     assert selection.BACKENDS == ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")

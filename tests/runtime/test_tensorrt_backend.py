@@ -627,8 +627,10 @@ def test_a_bundle_runs_no_code_of_its_own_unless_it_is_trusted(world, monkeypatc
     assert world.trt.runtime.engine_host_code_allowed is True
 
 
-def test_engines_of_other_bundles_in_the_cache_are_passed_over(world):
-    world.add(world.cache, onnx_sha256="0" * 64)
+@pytest.mark.parametrize("other", [{"onnx_sha256": "0" * 64}, {"weights": {"weights.bin": "0" * 64}}])
+def test_engines_of_other_bundles_in_the_cache_are_passed_over(world, other):
+    """One of an earlier training has the same graph, and other weights."""
+    world.add(world.cache, **other)
     with pytest.raises(BackendUnavailable, match=r"there is no engine of encoder\.onnx"):
         world.open()
 

@@ -3,10 +3,12 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from crossmost.runtime.errors import RuntimeFailure
 from crossmost.runtime.text_encoder import (
     BATCH,
     GROUP,
@@ -216,3 +218,13 @@ def test_cleaning():
     assert clean("caf&eacute; &amp;lt;3 &#39;") == "café <3 '"
     assert clean("\ud83d\ude00 \udc80") == "😀 \ufffd"
     assert clean("plain “text”") == "plain “text”"
+
+
+def test_a_pass_that_fails_is_work_that_failed(speaking):
+    def run(*_):
+        raise OSError("no memory\nleft")
+
+    encoder = TextEncoder.load(speaking, threads=1)
+    encoder._session = SimpleNamespace(run=run)
+    with pytest.raises(RuntimeFailure, match=r"^ONNX Runtime's pass failed: no memory left$"):
+        encoder.embed(["a mug"])

@@ -47,11 +47,12 @@ class Pictures(Sequence[Any]):
         path = self.paths[number]
         try:
             with Image.open(path) as picture:
-                ImageOps.exif_transpose(picture, in_place=True)  # as the camera was held
+                # As the camera was held.
+                ImageOps.exif_transpose(picture, in_place=True)
                 return to_rgb(picture)
-        # Pillow reports a broken file as any of the first three.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            self.note(path, str(error))
+        # Pillow meets damage anywhere in a file, the camera's notes included, and raises anything at all.
+        except Exception as error:
+            self.note(path, " ".join(str(error).split()) or type(error).__name__)
             return None
 
 

@@ -1,5 +1,6 @@
 """The user's own pictures: which files they are, and how any of them becomes 8-bit RGB."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,25 @@ def test_a_picture_that_is_too_large_to_open_is_noted(
     noted: dict[str, str] = {}
     assert Pictures([tmp_path / "a.png"], lambda path, why: noted.update({path.name: why}))[0] is None
     assert "100 pixels" in noted["a.png"]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_a_picture_whose_exif_is_damaged_is_noted(tmp_path: Path, name: str) -> None:
+    width_as_text = struct.pack("<HHI4s", 0x0100, 2, 4, b"abc")
+    lay_on_its_side = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    entries = struct.pack("<H", 2) + width_as_text + lay_on_its_side + struct.pack("<I", 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + entries
+    Image.new("RGB", (8, 4)).save(tmp_path / name, exif=exif)
+    noted: dict[str, str] = {}
+    assert Pictures([tmp_path / name], lambda path, why: noted.update({path.name: why}))[0] is None
+    assert noted[name]
+
+
+def test_an_error_of_pillow_without_words_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise AttributeError
+
+    monkeypatch.setattr(Image, "open", fail)
+    noted: dict[str, str] = {}
+    assert Pictures([tmp_path / "a.png"], lambda path, why: noted.update({path.name: why}))[0] is None
+    assert noted == {"a.png": "AttributeError"}

@@ -64,7 +64,7 @@ def make_base(
     if clouds.pictured():
         typer.echo(f"pretrain renders its views: the pictures in {VIEWS}/ are not used", err=True)
     texts_of = caption_of_each(clouds, captions)
-    vocabulary = words.load(None, tuple(dict.fromkeys(texts_of)))
+    vocabulary = words.load(None, spelled_once(texts_of))
     rows = caption_rows(texts_of, vocabulary)
     image_card = image_tower(image, words.clip_weights, vocabulary.dim)
     notes = {"data": clouds.name, "clouds": str(len(clouds)), "pretraining": config.model_dump_json()}
@@ -126,6 +126,14 @@ def caption_of_each(clouds: CloudDataset, captions: Path | None) -> list[str]:
     if missing:
         raise InputError(f"{captions}: no caption for {missing[0]} ({len(missing)} such)")
     return [by_id[name] for name in clouds.ids]
+
+
+def spelled_once(texts: list[str]) -> tuple[str, ...]:
+    """The captions in the spelling that comes first: `caption_rows` finds the others, which CLIP may not tell apart."""
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(fold(text), text)
+    return tuple(first.values())
 
 
 def caption_rows(texts: list[str], vocabulary: Vocabulary) -> np.ndarray[Any, np.dtype[np.int64]]:

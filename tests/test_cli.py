@@ -873,6 +873,21 @@ class TestPretrain:
                 *self.pretrain(plain, vocabulary_file, out, "--captions", captions, "--overwrite")
             )
 
+    @pytest.mark.usefixtures("tiny")
+    def test_captions_that_read_alike_are_embedded_as_one(
+        self, tmp_path: Path, write_shapes: Callable[..., Path], tiny_clip: Any
+    ) -> None:
+        plain = write_shapes(tmp_path / "plain.npz", 8, labels=None, class_names=None)
+        spellings = ("a red thing", "A Red Thing", "a_red_thing", "a-red thing")
+        texts = {f"shape{index}": spellings[index % 4] for index in range(7)} | {"shape7": "a chair"}
+        captions, out = tmp_path / "captions.json", tmp_path / "own.safetensors"
+        captions.write_text(json.dumps(texts))
+        tower = ["--clip", tiny_clip.name, "--clip-weights", tiny_clip.weights, "--image", tiny_clip.name]
+        short = ["--epochs", 1, "--batch-size", 8, "--device", "cpu"]
+        result = invoke("pretrain", plain, "--captions", captions, "--out", out, *tower, *short)
+        assert result.exit_code == 0, result.stderr
+        load_base(out)
+
     def test_a_wrong_option(self, tmp_path: Path, shapes_file: Path, vocabulary_file: Path) -> None:
         out = tmp_path / "own.safetensors"
         line = refused(*self.pretrain(shapes_file, vocabulary_file, out, "--card", "point-huge"))

@@ -874,6 +874,16 @@ class TestPretrain:
             )
 
     @pytest.mark.usefixtures("tiny")
+    def test_more_than_a_tenth_of_bad_clouds_ends_it_at_its_start(
+        self, tmp_path: Path, vocabulary_file: Path, write_shapes: Callable[..., Path]
+    ) -> None:
+        out = tmp_path / "own.safetensors"
+        data = write_shapes(tmp_path / "bad.npz", bad=range(3))
+        line = refused(*self.pretrain(data, vocabulary_file, out))
+        assert "expected at most a tenth of bad files, found 3 of 24 tried" in line
+        assert not out.exists()
+
+    @pytest.mark.usefixtures("tiny")
     def test_captions_that_read_alike_are_embedded_as_one(
         self, tmp_path: Path, write_shapes: Callable[..., Path], tiny_clip: Any
     ) -> None:

@@ -59,6 +59,16 @@ def test_one_cloud_that_was_changed_is_noticed_and_one_of_another_split_is_not(t
     assert after[1] != before[1]
 
 
+def test_a_change_in_any_file_of_an_official_folder_is_noticed(tmp_path: Path) -> None:
+    folder = write_official(tmp_path / "a", 0)
+    second = folder / "ply_data_train1.h5"
+    shutil.copy(folder / "ply_data_train0.h5", second)
+    before = open_dataset(folder).contents()
+    with h5py.File(second, "a") as file:
+        file["data"][3, 7] = 1.0
+    assert open_dataset(folder).contents() != before
+
+
 def test_pictures_of_the_clouds_are_told_apart_by_name_and_contents(tmp_path: Path) -> None:
     clouds = write_folder(tmp_path / "a", 0)
     without = open_dataset(clouds).views_contents()

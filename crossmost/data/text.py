@@ -14,6 +14,9 @@ from crossmost.errors import InputError
 _COMMENT = re.compile(r"(#|//).*")
 _BETWEEN = str.maketrans(",;", "  ")
 """What stands between numbers, to blanks."""
+_DIGITS_AROUND_COMMA = re.compile(r"\d,\d")
+_MAYBE_ONE_NUMBER = re.compile(r"[-+]?\d+,\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECASE)
+"""Two numbers, or one with a decimal comma or a thousands separator."""
 
 
 def read_rows(path: Path) -> NDArray[Any]:
@@ -30,13 +33,16 @@ def read_rows(path: Path) -> NDArray[Any]:
 
     Raises:
         InputError: no rows, other rows than their number says, rows of different lengths or of something else than
-            numbers, or bytes that are no text.
+            numbers, commas that may be decimal ones, or bytes that are no text.
     """
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError("expected text, found other bytes") from None
-    lines = [_COMMENT.sub("", line).translate(_BETWEEN).strip() for line in text.splitlines()]
+    lines = [_COMMENT.sub("", line) for line in text.splitlines()]
+    if _DIGITS_AROUND_COMMA.search(text):
+        _refuse_decimal_commas(lines)
+    lines = [line.translate(_BETWEEN).strip() for line in lines]
     lines = [line for line in lines if line]
     counted = int(lines.pop(0)) if lines and lines[0].isdecimal() else None
     if lines and not _is_row(lines[0]):
@@ -57,6 +63,21 @@ def read_rows(path: Path) -> NDArray[Any]:
                     f"expected {wide} numbers a line, found {line[:40]!r} for point {number}"
                 ) from None
         raise
+
+
+def _refuse_decimal_commas(lines: list[str]) -> None:
+    """Refuse a line like `1,5;2,3;3,1`, which would be read as six numbers where it may be three.
+
+    In `1,2,3`, `1, 2, 3` and `1,2,3 255 0 0` no comma can be part of a number.
+    """
+    for line in lines:
+        words = line.replace(";", " ").split()
+        commas = [word for word in words if "," in word] if len(words) > 1 else []
+        if commas and all(map(_MAYBE_ONE_NUMBER.fullmatch, commas)):
+            raise InputError(
+                f"expected numbers with decimal points, found {line.strip()[:40]!r}, whose commas may be decimal: "
+                "write points, or nothing but commas between numbers"
+            )
 
 
 def _is_row(line: str) -> bool:

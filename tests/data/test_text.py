@@ -23,6 +23,8 @@ ROWS = np.array([[1.5, -2, 3e-2], [0, 1, 1e6], [7, 8, 9]])
         "3\n1.5 -2 3e-2\n0 1 1e6\n7 8 9\n",
         "//X Y Z\n1.5 -2 3e-2\n0 1 1e6 # far\n7 8 9\n",
         "\ufeffx, y, z\n1.5 -2 3e-2\n0 1 1e6\n7 8 9\n",
+        "1.5, -2, 3e-2\n0 ,1 ,1e6\n7,8 ,9\n",
+        "1.5,-2,3e-2;\n0, 1; 1e6 # 0,5 1,5\n7 8,9.,\n",
     ],
 )
 def test_points_as_text(tmp_path: Path, suffix: str, text: str) -> None:
@@ -49,6 +51,26 @@ def test_columns_are_those_of_an_array(tmp_path: Path) -> None:
     rgb = read_cloud(tmp_path / "a.pts", columns="xyz_rgb").rgb
     assert rgb is not None
     np.testing.assert_allclose(rgb, [[1, 0, 0.2], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("text", ["1,2,3 255 0 51\n4,5,6 0 255 0", "1,2,3;255,0,51\n4,5,6;0,255,0"])
+def test_commas_within_and_something_else_between_points_and_colors(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.xyz").write_text(text)
+    cloud = read_cloud(tmp_path / "a.xyz")
+    np.testing.assert_array_equal(cloud.xyz, [[1, 2, 3], [4, 5, 6]])
+    assert cloud.rgb is not None
+    np.testing.assert_allclose(cloud.rgb, [[1, 0, 0.2], [0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["1,5;2,3;3,1", "1,5 2,3 3,1", "-1,5e-3\t2\t+3,1", "1;2,5;3", "1,5; 2,3; 3,1", "1,234.5 2,345.6 3,456.7"],
+)
+def test_commas_that_may_be_decimal_are_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.xyz").write_text(f"0 0 0\n{line}\n")
+    with pytest.raises(InputError, match=r"a\.xyz: expected numbers with decimal points") as caught:
+        read_cloud(tmp_path / "a.xyz")
+    assert f"found {line!r}, whose commas may be decimal: write points" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,9 @@ def read_cloud(path: Path, *, columns: str | None = None, samples: int = 8192) -
 
     Args:
         path: a file whose suffix is in `SUFFIXES`, upper or lower case.
-        columns: meaning of the columns where a file gives them no names (.npy, .npz, .xyz, .pts), e.g. "xyz",
-            "xyzrgb", "xyz__rgb"; without it three columns are xyz and six are xyzrgb.
+        columns: meaning of the columns where a file need not name them (.npy, .npz, .xyz, .pts), e.g. "xyz",
+            "xyzrgb", "xyz__rgb"; without it the names count that a file has, or three columns are xyz and six are
+            xyzrgb.
         samples: points drawn from a mesh, uniformly by area, seeded by the file's name.
 
     Returns:
@@ -144,7 +145,13 @@ def _read_pcd(path: Path, columns: str | None, samples: int) -> Cloud:
 
 
 def _read_text(path: Path, columns: str | None, samples: int) -> Cloud:
-    return cloud_from_array(read_rows(path), columns)
+    values, names = read_rows(path)
+    if columns is not None or not set("xyz") <= set(names):
+        return cloud_from_array(values, columns)
+    fields: dict[str, NDArray[Any]] = {}
+    for name, column in zip(names, values.T, strict=True):
+        fields.setdefault(name, column)
+    return cloud_from_fields(fields)
 
 
 def _read_las(path: Path, columns: str | None, samples: int) -> Cloud:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +19,24 @@ _MAYBE_ONE_NUMBER = re.compile(r"[-+]?\d+,\d+(\.\d*)?(e[-+]?\d+)?", re.IGNORECAS
 """Two numbers, or one with a decimal comma or a thousands separator."""
 
 
-def read_rows(path: Path) -> NDArray[Any]:
+class Rows(NamedTuple):
+    """The numbers of a text file, (N, C) float64, and the C words of the line above them in lower case, or none."""
+
+    values: NDArray[Any]
+    names: tuple[str, ...]
+
+
+def read_rows(path: Path) -> Rows:
     """Read the numbers of a text file, a row a line: blanks, tabs, commas or semicolons stand between them.
 
-    Comments behind `#` or `//` and a line with the names of the columns are passed over, and so is the number of points
-    that .pts files, and some .xyz files, begin with.
+    Comments behind `#` or `//` are passed over, and so are the number of points that .pts files, and some .xyz files,
+    begin with, and a line above the numbers that has not a word for each column.
 
     Args:
         path: of the file.
 
     Returns:
-        (N, C) float64.
+        The rows, and what the file calls its columns.
 
     Raises:
         InputError: no rows, other rows than their number says, rows of different lengths or of something else than
@@ -45,8 +52,7 @@ def read_rows(path: Path) -> NDArray[Any]:
     lines = [line.translate(_BETWEEN).strip() for line in lines]
     lines = [line for line in lines if line]
     counted = int(lines.pop(0)) if lines and lines[0].isdecimal() else None
-    if lines and not _is_row(lines[0]):
-        lines.pop(0)
+    names = lines.pop(0).lower().split() if lines and not _is_row(lines[0]) else []
     if not lines:
         raise InputError("expected a point a line, found none")
     if counted is not None and counted != len(lines):
@@ -54,7 +60,7 @@ def read_rows(path: Path) -> NDArray[Any]:
             f"expected {counted} points as its first line says, found {len(lines)}: copy it again"
         )
     try:
-        return np.loadtxt(lines, ndmin=2)
+        values = np.loadtxt(lines, ndmin=2)
     except ValueError:
         wide = len(lines[0].split())
         for number, line in enumerate(lines, 1):
@@ -63,6 +69,7 @@ def read_rows(path: Path) -> NDArray[Any]:
                     f"expected {wide} numbers a line, found {line[:40]!r} for point {number}"
                 ) from None
         raise
+    return Rows(values, tuple(names) if len(names) == values.shape[1] else ())
 
 
 def _refuse_decimal_commas(lines: list[str]) -> None:

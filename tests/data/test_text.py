@@ -53,6 +53,46 @@ def test_columns_are_those_of_an_array(tmp_path: Path) -> None:
     np.testing.assert_allclose(rgb, [[1, 0, 0.2], [0, 1, 0]])
 
 
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("r g b x y z", "255 0 51 1 2 3"),
+        ("Z,Blue,Green,Red,Y,X", "3,51,0,255,2,1"),
+        ("X;Y;Z;intensity;R;G;B", "1;2;3;90;255;0;51"),
+        ("x y z x red green blue", "1 2 3 9 255 0 51"),
+        ("x y z rgb", "1 2 3 16711731"),
+    ],
+)
+def test_a_line_of_names_says_what_the_columns_are(tmp_path: Path, header: str, row: str) -> None:
+    (tmp_path / "a.xyz").write_text(f"{header}\n{row}\n")
+    cloud = read_cloud(tmp_path / "a.xyz")
+    np.testing.assert_array_equal(cloud.xyz, [[1, 2, 3]])
+    assert cloud.rgb is not None
+    np.testing.assert_allclose(cloud.rgb, [[1, 0, 0.2]])
+
+
+def test_normals_by_name_are_no_colors(tmp_path: Path) -> None:
+    (tmp_path / "a.pts").write_text("1\nx,y,z,nx,ny,nz\n1,2,3,0,0,1\n")
+    cloud = read_cloud(tmp_path / "a.pts")
+    np.testing.assert_array_equal(cloud.xyz, [[1, 2, 3]])
+    assert cloud.rgb is None
+
+
+@pytest.mark.parametrize("header", ["a scan of my desk yesterday", "r g b x y z w", "x y z"])
+def test_another_line_above_the_numbers_says_nothing(tmp_path: Path, header: str) -> None:
+    (tmp_path / "a.xyz").write_text(f"{header}\n1 2 3 255 0 51\n")
+    cloud = read_cloud(tmp_path / "a.xyz")
+    np.testing.assert_array_equal(cloud.xyz, [[1, 2, 3]])
+    assert cloud.rgb is not None
+
+
+def test_columns_that_are_asked_for_count_more_than_names(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("r g b x y z\n1 2 3 255 0 51\n")
+    cloud = read_cloud(tmp_path / "a.xyz", columns="xyz")
+    np.testing.assert_array_equal(cloud.xyz, [[1, 2, 3]])
+    assert cloud.rgb is None
+
+
 @pytest.mark.parametrize("text", ["1,2,3 255 0 51\n4,5,6 0 255 0", "1,2,3;255,0,51\n4,5,6;0,255,0"])
 def test_commas_within_and_something_else_between_points_and_colors(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.xyz").write_text(text)

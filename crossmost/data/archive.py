@@ -1,4 +1,4 @@
-"""One .npz as a data set: `points` (N, P, 3 or more), optional labels, class_names, split, ids."""
+"""One .npz as a data set: `points` (N, P, 3 or more), optional rgb, labels, class_names, split, ids."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.data.catalog import UNKNOWN, Catalog, printable
-from crossmost.data.columns import Cloud, cloud_from_array, require_real
+from crossmost.data.columns import Cloud, cloud_from_array, require_real, with_colors
 from crossmost.data.evidence import evenly
-from crossmost.data.readers import POINTS_KEYS
+from crossmost.data.readers import COLOR_KEYS, POINTS_KEYS, colors_beside
 from crossmost.errors import InputError
 
-FORM = "points (N, P, 3), optional labels (N,), class_names (C,), split (N,), ids (N,)"
+FORM = "points (N, P, 3), optional rgb (N, P, 3), labels (N,), class_names (C,), split (N,), ids (N,)"
 
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Reads rows of one array that is in memory."""
+    """Reads rows of arrays that are in memory: points, and their colours where those are an array of their own."""
 
     points: NDArray[Any]
     columns: str | None
+    colors: NDArray[Any] | None = None
 
     def read(self, row: int) -> Cloud:
         """Read a row; float16 becomes float64 here and float32 once it is normalised."""
-        return cloud_from_array(self.points[row], self.columns)
+        cloud = cloud_from_array(self.points[row], self.columns)
+        return cloud if self.colors is None else with_colors(cloud, self.colors[row])
 
     def evidence(self, rows: Sequence[int]) -> Iterator[bytes]:
-        """The points of some of the rows."""
+        """The points and colours of some of the rows."""
         for row in evenly(rows):
             yield self.points[row].tobytes()
+            if self.colors is not None:
+                yield self.colors[row].tobytes()
 
 
 def is_archive(path: Path) -> bool:
@@ -66,23 +70,29 @@ def catalog_archive(path: Path, *, columns: str | None, labelled: bool = True) -
     """Open an archive of clouds.
 
     `points` is read once and stays in memory as it is stored: N x P x 3 x 2 bytes for float16, e.g. 30 MB for
-    4,887 clouds of 1,024 points, and 0.6 GB for 100,000. Forked workers share it.
+    4,887 clouds of 1,024 points, and 0.6 GB for 100,000. Forked workers share it. So does an array of colours.
 
     Args:
         path: a .npz with the arrays above. Without ids, rows are called `<stem>/<row>`; labels without
             class_names are called by their numbers. Texts may be stored as bytes, as h5py does.
-        columns: see `readers.read_cloud`.
+        columns: see `readers.read_cloud`; where they are given, an array of colours is not looked at.
         labelled: whether labels are looked at; False leaves them out, whatever they are.
 
     Raises:
         InputError: pickled objects, or arrays that do not belong together.
     """
     key = _points_key(path) or "points"
-    arrays = _load(path, (key, "split", "ids", *(("labels", "class_names") if labelled else ())))
+    wanted = [key, "split", "ids"]
+    if labelled:
+        wanted += ["labels", "class_names"]
+    if columns is None:
+        wanted += [*COLOR_KEYS, *"RGB"]
+    arrays = _load(path, wanted)
     points, stem = arrays[key], printable(path.stem)
     try:
         require_real(points)
         count = len(points)
+        colors = _colors(arrays, points.shape[:2])
         ids = _texts(arrays, "ids", count) or [f"{stem}/{row}" for row in range(count)]
         if len(set(ids)) < count:
             twice = Counter(ids).most_common(1)[0][0]
@@ -91,7 +101,7 @@ def catalog_archive(path: Path, *, columns: str | None, labelled: bool = True) -
         splits = _texts(arrays, "split", count) or [""] * count
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return Catalog(stem, ArraySource(points, columns), ids, splits, labels, class_names, path.parent)
+    return Catalog(stem, ArraySource(points, columns, colors), ids, splits, labels, class_names, path.parent)
 
 
 def _load(path: Path, known: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -104,6 +114,14 @@ def _load(path: Path, known: Sequence[str]) -> dict[str, NDArray[Any]]:
         raise InputError(
             f"{path}: expected a readable .npz with {FORM}, found damage ({reason}): write it again"
         ) from error
+
+
+def _colors(arrays: dict[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Three numbers per point, or None where the archive does not hold them beside the points."""
+    colors = colors_beside(arrays)
+    if colors is not None and colors.shape != (*shape, 3):
+        raise InputError(f"expected colours of shape {(*shape, 3)}, found {colors.shape}")
+    return colors
 
 
 def _texts(arrays: dict[str, NDArray[Any]], name: str, count: int) -> list[str] | None:

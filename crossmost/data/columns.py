@@ -114,6 +114,18 @@ def cloud_from_fields(fields: Mapping[str, NDArray[Any]]) -> Cloud:
     return Cloud(xyz, rgb, stored)
 
 
+def with_colors(cloud: Cloud, colors: NDArray[Any]) -> Cloud:
+    """The points of a cloud with the colours that an array of their own has.
+
+    Raises:
+        InputError: another shape than (N, 3), or colours that are none.
+    """
+    if colors.shape != cloud.xyz.shape:
+        raise InputError(f"expected colours of shape {cloud.xyz.shape}, found {colors.shape}")
+    rgb, stored = decode_colors(colors)
+    return Cloud(cloud.xyz, rgb, stored)
+
+
 def require_real(array: NDArray[Any]) -> None:
     """Refuse anything but real numbers, e.g. complex numbers, text or dates."""
     if not np.issubdtype(array.dtype, np.integer) and not np.issubdtype(array.dtype, np.floating):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.data.catalog import printable
-from crossmost.data.columns import Cloud, check_columns, cloud_from_array, cloud_from_fields
+from crossmost.data.columns import Cloud, check_columns, cloud_from_array, cloud_from_fields, with_colors
 from crossmost.data.meshes import read_mesh
 from crossmost.data.pcd import read_fields
 from crossmost.data.ply import read_ply
@@ -99,24 +99,20 @@ def _read_npz(path: Path, columns: str | None, samples: int) -> Cloud:
             known = " or ".join(POINTS_KEYS)
             raise InputError(f"expected an array named {known}, found {', '.join(names) or 'none'}")
         points = _plain(lambda: archive[key])
-        colors = _plain(lambda: _npz_colors(archive))
+        colors = _plain(lambda: colors_beside(archive))
     if points.ndim == 3:
         found = f"expected one cloud, found a data set of {len(points)}"
         raise InputError(f"{found}: give this file itself as the data, not a folder with it")
-    if colors is None or columns is not None:
-        return _from_numpy(points, columns)
-    xyz = _from_numpy(points, None).xyz
-    if colors.shape != xyz.shape:
-        raise InputError(f"expected colours of shape {xyz.shape}, found {colors.shape}")
-    return cloud_from_fields(dict(zip("xyzrgb", [*xyz.T, *colors.T], strict=True)))
+    cloud = _from_numpy(points, columns)
+    return cloud if colors is None or columns is not None else with_colors(cloud, colors)
 
 
-def _npz_colors(archive: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-    """Colours beside the points: one (N, 3) array, or R, G and B as point-e writes them."""
+def colors_beside(archive: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
+    """Colours beside the points, or None: one (..., 3) array, or R, G and B as point-e writes them."""
     for name in COLOR_KEYS:
         if name in archive:
             return archive[name]
-    return np.stack([archive[name] for name in "RGB"], axis=1) if set("RGB") <= set(archive) else None
+    return np.stack([archive[name] for name in "RGB"], axis=-1) if set("RGB") <= set(archive) else None
 
 
 def _plain(load: Callable[[], T]) -> T:

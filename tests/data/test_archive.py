@@ -66,6 +66,22 @@ def test_archives_with_colors_and_padding(tmp_path: Path) -> None:
     assert dataset.load(1).shape == (40, 6)
 
 
+@pytest.mark.parametrize("names", [["rgb"], ["colors"], ["color"], ["R", "G", "B"]])
+def test_colors_may_be_an_array_of_their_own(tmp_path: Path, names: list[str]) -> None:
+    rgb = np.random.default_rng(1).integers(0, 256, (6, 80, 3), dtype=np.uint8)
+    rgb[:, 0] = 255
+    arrays = {"rgb": rgb} if len(names) == 1 else dict(zip("RGB", np.moveaxis(rgb, -1, 0), strict=True))
+    path = archive(tmp_path / "a.npz", **dict(zip(names, arrays.values(), strict=True)))
+    dataset = open_dataset(path, channels=6)
+    read = dataset.read(4)
+    np.testing.assert_array_equal(read.xyz, cloud(4, 80))
+    assert read.rgb is not None
+    np.testing.assert_allclose(read.rgb, rgb[4] / 255, atol=1e-6)
+    assert open_dataset(path, columns="xyz").read(4).rgb is None
+    without = open_dataset(archive(tmp_path / "b.npz"))
+    assert dataset.contents() != without.contents() == open_dataset(path, columns="xyz").contents()
+
+
 @pytest.mark.parametrize(
     ("arrays", "word"),
     [
@@ -79,6 +95,7 @@ def test_archives_with_colors_and_padding(tmp_path: Path) -> None:
         ({"labels": np.array(["a", "b"] * 3), "class_names": np.array(["a", "c"])}, "class names, found 'b'"),
         ({"labels": np.zeros(6, int), "class_names": np.array(["a", "a"])}, "class names that differ"),
         ({"ids": np.array(list("abcdea"))}, "'a' twice"),
+        ({"rgb": np.zeros((6, 3))}, r"colours of shape \(6, 80, 3\), found \(6, 3\)"),
         ({"split": np.array(["train"])}, r"split of shape \(6,\)"),
     ],
 )

@@ -15,6 +15,7 @@ from crossmost.data.catalog import UNKNOWN, Catalog, printable
 from crossmost.data.columns import Cloud, cloud_from_array, require_real, with_colors
 from crossmost.data.evidence import evenly
 from crossmost.data.readers import COLOR_KEYS, POINTS_KEYS, colors_beside
+from crossmost.data.splits import meant_splits
 from crossmost.errors import InputError
 
 FORM = "points (N, P, 3), optional rgb (N, P, 3), labels (N,), class_names (C,), split (N,), ids (N,)"
@@ -74,7 +75,8 @@ def catalog_archive(path: Path, *, columns: str | None, labelled: bool = True) -
 
     Args:
         path: a .npz with the arrays above. Without ids, rows are called `<stem>/<row>`; labels without
-            class_names are called by their numbers. Texts may be stored as bytes, as h5py does.
+            class_names are called by their numbers. Texts may be stored as bytes, as h5py does. A split that is
+            spelled Training, testing or the like is train or test; any other keeps its name.
         columns: see `readers.read_cloud`; where they are given, an array of colours is not looked at.
         labelled: whether labels are looked at; False leaves them out, whatever they are.
 
@@ -98,7 +100,7 @@ def catalog_archive(path: Path, *, columns: str | None, labelled: bool = True) -
             twice = Counter(ids).most_common(1)[0][0]
             raise InputError(f"expected ids that differ, found {twice!r} twice")
         labels, class_names = check_labels(arrays.get("labels"), _names(arrays), count)
-        splits = _texts(arrays, "split", count) or [""] * count
+        splits = _train_and_test(_texts(arrays, "split", count) or [""] * count)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return Catalog(stem, ArraySource(points, columns, colors), ids, splits, labels, class_names, path.parent)
@@ -131,6 +133,12 @@ def _texts(arrays: dict[str, NDArray[Any]], name: str, count: int) -> list[str] 
     if arrays[name].shape != (count,):
         raise InputError(f"expected {name} of shape ({count},), found {arrays[name].shape}")
     return [_text(one) for one in arrays[name].tolist()]
+
+
+def _train_and_test(splits: list[str]) -> list[str]:
+    """Splits with those two called by their usual names, by which training and evaluation look for them."""
+    meant = {name: split for name, split in meant_splits(set(splits)).items() if split in ("train", "test")}
+    return [meant.get(name, name) for name in splits]
 
 
 def _names(arrays: dict[str, NDArray[Any]]) -> list[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -14,10 +14,8 @@ from crossmost.data.catalog import UNKNOWN, Catalog, printable
 from crossmost.data.columns import Cloud
 from crossmost.data.evidence import files_evidence
 from crossmost.data.readers import SUFFIXES, read_cloud
+from crossmost.data.splits import meant_splits
 from crossmost.errors import InputError
-
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-"""The split by the name of its folder, in lower case."""
 
 VIEWS = "views"
 
@@ -69,9 +67,9 @@ def catalog_folder(folder: Path, *, columns: str | None, samples: int) -> Catalo
     relative paths without the suffix (with it where two files differ in nothing else). Names that begin
     with a dot are left out, and so is `views/`.
 
-    Folders named train, val (valid, validation, dev) or test are splits where they are all that the root holds,
-    where there are two of them (other folders beside them are left out then), or directly below a class folder
-    (ModelNet's `<class>/train/*.off`). Otherwise the first folder of a path is its class: `<class>/...`,
+    Folders named train, val or test, or as `splits.meant_splits` knows them, are splits where they are all that the
+    root holds, where there are two of them (other folders beside them are left out then), or directly below a class
+    folder (ModelNet's `<class>/train/*.off`). Otherwise the first folder of a path is its class: `<class>/...`,
     `<split>/<class>/...`, `<class>/<split>/...`. A file that no class folder holds has no class, and a selection
     with such a file has no labels at all: scores over the labelled part alone would pass for scores over the whole.
 
@@ -129,7 +127,7 @@ def catalog_file(path: Path, *, columns: str | None, samples: int) -> Catalog:
 
 def is_split(name: str) -> bool:
     """Whether a folder of this name is a split where its neighbours are splits too."""
-    return name.lower() in SPLITS
+    return bool(meant_splits([name]))
 
 
 def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: Found) -> None:
@@ -177,7 +175,7 @@ def _counted(others: Counter[str]) -> str:
     return f"{kinds} file{'s' if others.total() > 1 else ''}"
 
 
-def _left_out(found: Found, beside: list[str], splits: set[str]) -> Iterator[str]:
+def _left_out(found: Found, beside: list[str], splits: Mapping[str, str]) -> Iterator[str]:
     """A line for files of other formats, one for folders beside the splits, and one for those that stay closed."""
     if found.closed:
         yield f"{', '.join(map(printable, found.closed))} left out: permission denied"
@@ -191,24 +189,25 @@ def _left_out(found: Found, beside: list[str], splits: set[str]) -> Iterator[str
         yield f"{folders} ({len(beside)} clouds) left out: {taken} beside it are taken for splits"
 
 
-def _split_folders(files: Sequence[str]) -> set[str]:
-    """The folders of the root that are splits."""
+def _split_folders(files: Sequence[str]) -> dict[str, str]:
+    """The folders of the root that are splits, and which."""
     tops = {file.split("/")[0] for file in files if "/" in file}
-    splits = {name for name in tops if is_split(name)}
+    splits = meant_splits(tops)
     # A folder named train among folders named airplane and bus is a class of toy trains.
-    certain = splits == tops or len({SPLITS[name.lower()] for name in splits}) > 1
-    return splits if certain else set()
+    certain = splits.keys() == tops or len(set(splits.values())) > 1
+    return splits if certain else {}
 
 
-def _places(files: Sequence[str], splits: set[str]) -> list[tuple[str, str | None]]:
+def _places(files: Sequence[str], splits: Mapping[str, str]) -> list[tuple[str, str | None]]:
     """The split ("" for none) and the class (None for none) that each path tells."""
+    below = meant_splits({file.split("/")[1] for file in files if file.count("/") > 1})
     places: list[tuple[str, str | None]] = []
     for file in files:
         parts = [printable(part) for part in file.split("/")[:-1]]
         if parts and splits:
-            places.append((SPLITS[parts[0].lower()], parts[1] if len(parts) > 1 else None))
-        elif len(parts) > 1 and is_split(parts[1]):
-            places.append((SPLITS[parts[1].lower()], parts[0]))
+            places.append((splits[parts[0]], parts[1] if len(parts) > 1 else None))
+        elif len(parts) > 1 and parts[1] in below:
+            places.append((below[parts[1]], parts[0]))
         else:
             places.append(("", parts[0] if parts else None))
     return places

@@ -34,6 +34,25 @@ def test_an_archive_with_everything(tmp_path: Path) -> None:
         open_dataset(path, split="dev")
 
 
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("Train", "TEST"), ("test", "train")),
+        (("training", "Testing", "Validation"), ("Validation", "test", "train")),
+        (("train", "evaluation", "val"), ("test", "train", "val")),
+        (("train", "eval", "test"), ("eval", "test", "train")),
+        (("fold1", "fold2"), ("fold1", "fold2")),
+    ],
+)
+def test_train_and_test_splits_are_found_however_they_are_spelled(
+    tmp_path: Path, names: tuple[str, ...], splits: tuple[str, ...]
+) -> None:
+    path = archive(tmp_path / "a.npz", split=np.resize(names, 6))
+    assert open_dataset(path).splits == splits
+    for split in splits:
+        assert len(open_dataset(path, split=split)) == 6 / len(names)
+
+
 def test_an_archive_of_points_alone(tmp_path: Path) -> None:
     dataset = open_dataset(archive(tmp_path / "scans.npz"))
     assert dataset.ids == tuple(f"scans/{row}" for row in range(6))

@@ -162,6 +162,28 @@ def test_a_validation_split_has_many_names(tmp_path: Path, name: str, form: str)
     assert dataset.left_out == ()
 
 
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("training", "testing"), ("test", "train")),
+        (("Training", "TESTING", "Validation"), ("test", "train", "val")),
+        (("train", "eval"), ("test", "train")),
+        (("train", "evaluation", "dev"), ("test", "train", "val")),
+        (("train", "eval", "test"), ("test", "train", "val")),
+    ],
+)
+@pytest.mark.parametrize("form", ["{split}/mug/a.npy", "mug/{split}/a.npy"])
+def test_train_and_test_splits_have_many_names_too(
+    tmp_path: Path, names: tuple[str, ...], splits: tuple[str, ...], form: str
+) -> None:
+    put(tmp_path, *(form.format(split=name) for name in names))
+    dataset = open_dataset(tmp_path)
+    assert dataset.splits == splits
+    assert classes_of(dataset) == ["mug"] * len(names)
+    assert names[0] in open_dataset(tmp_path, split="train").ids[0]
+    assert dataset.left_out == ()
+
+
 def test_a_folder_that_may_not_be_entered_is_left_out_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

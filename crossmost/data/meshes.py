@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossmost.data.catalog import printable
 from crossmost.data.columns import Cloud, decode_colors, require_points
 from crossmost.data.gltf import VERTEX_COLORS, readable_glb
 from crossmost.data.obj import with_unit_colors
@@ -67,7 +69,7 @@ def read_mesh(
         raise InputError(f"expected {faces} faces as its header says, found fewer: copy it again")
     if not geometry:
         raise InputError("expected a mesh or a cloud, found neither faces nor vertices")
-    rng = np.random.default_rng(zlib.crc32(path.name.encode()))
+    rng = np.random.default_rng(zlib.crc32(os.fsencode(path.name)))
     return _sample(solids, samples, rng) or _vertices(geometry)
 
 
@@ -75,14 +77,15 @@ def _load(path: Path, content: bytes | None) -> list[Any]:
     """The parts of a file, moved to their places."""
     import trimesh
 
+    # Bytes, and not the path, which trimesh cannot use where it is no UTF-8.
+    content = path.read_bytes() if content is None else content
+    # Where materials and pictures are looked for, and what the parts of an .obj are called.
+    beside = trimesh.resolvers.FilePathResolver(str(path))
+    beside.file_name = printable(path.name)
     # process=False: merging vertices would cost time and change nothing about the surface.
-    if content is None:
-        scene = trimesh.load_scene(str(path), process=False)
-    else:
-        beside = trimesh.resolvers.FilePathResolver(str(path))  # where materials and pictures are looked for
-        scene = trimesh.load_scene(
-            io.BytesIO(content), file_type=path.suffix[1:].lower(), resolver=beside, process=False
-        )
+    scene = trimesh.load_scene(
+        io.BytesIO(content), file_type=path.suffix[1:].lower(), resolver=beside, process=False
+    )
     parts: list[Any] = scene.dump()
     return parts
 

@@ -1,5 +1,7 @@
 """Meshes become points spread evenly over their surface, the same ones everywhere."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,20 @@ def test_samples_depend_on_the_files_name_and_not_on_its_folder(tmp_path: Path) 
     first, second, moved = (read_cloud(tmp_path / name).xyz for name in ("a.stl", "b.stl", "other/a.stl"))
     np.testing.assert_array_equal(first, moved)
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("suffix", [".off", ".obj", ".stl", ".ply", ".glb"])
+def test_a_mesh_whose_name_is_no_utf_8_is_read(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / os.fsdecode(b"Caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    trimesh.creation.box((2, 2, 2)).export(tmp_path / f"a{suffix}")
+    paths = [folder / os.fsdecode(name + suffix.encode()) for name in (b"\xe8", b"\xe9")]
+    clouds = [read_cloud(Path(shutil.copy(tmp_path / f"a{suffix}", path))) for path in paths]
+    assert all(np.abs(cloud.xyz).max() == pytest.approx(1) for cloud in clouds)
+    assert not np.array_equal(clouds[0].xyz, clouds[1].xyz), "names that are printed alike seed differently"
 
 
 def test_samples_of_a_known_mesh_are_the_same_on_every_machine(tmp_path: Path) -> None:

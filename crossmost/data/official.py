@@ -183,7 +183,7 @@ def _listed(folder: Path) -> list[tuple[str, Path]]:
         listing = folder / f"{split}_files.txt"
         if not listing.is_file():
             continue
-        for line in listing.read_text(errors="replace").splitlines():
+        for line in listing.read_text("utf-8-sig", errors="replace").splitlines():
             file = folder / Path(line.strip()).name
             if file.suffix not in _SUFFIXES:
                 continue
@@ -204,4 +204,7 @@ def _class_names(file: Path) -> list[str] | None:
     if _SCANOBJECTNN.fullmatch(file.stem):
         return list(SCANOBJECTNN_CLASSES)
     listing = file.parent / "shape_names.txt"
-    return listing.read_text(errors="replace").split() if listing.is_file() else None
+    if not listing.is_file():
+        return None
+    lines = listing.read_text("utf-8-sig", errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]

@@ -74,6 +74,17 @@ def test_modelnet40_opens_with_its_splits_names_and_file_order(modelnet40: Path)
         open_dataset(modelnet40, split="val")
 
 
+def test_the_lists_beside_the_files_have_a_line_for_each_name(modelnet40: Path) -> None:
+    (modelnet40 / "shape_names.txt").write_text("\ufeffnight stand\r\nCafé \n\n", encoding="utf-8")
+    (modelnet40 / "train_files.txt").write_text("\ufeffply_data_train0.h5\n", encoding="utf-8")
+    with h5py.File(modelnet40 / "ply_data_train0.h5", "a") as file:
+        file["label"][:, 0] = [0, 1, 1, 0]
+    (modelnet40 / "test_files.txt").unlink()
+    dataset = open_dataset(modelnet40)
+    assert dataset.class_names == ("night stand", "Café")
+    assert len(dataset) == 4
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_each_row_is_the_cloud_of_its_file(modelnet40: Path, listed: bool) -> None:
     if not listed:

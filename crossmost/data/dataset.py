@@ -18,7 +18,7 @@ from crossmost.data.catalog import UNKNOWN, Catalog, Source, printable
 from crossmost.data.class_names import positions_in
 from crossmost.data.columns import Cloud, check_columns
 from crossmost.data.evidence import digest_of, files_evidence
-from crossmost.data.folder import VIEWS, catalog_file, catalog_folder
+from crossmost.data.folder import VIEWS, FolderSource, catalog_file, catalog_folder
 from crossmost.data.official import catalog_official, is_official
 from crossmost.data.orientation import check_up_axis, rotate_to_z_up
 from crossmost.data.pictures import Pictures, picture_paths
@@ -298,7 +298,8 @@ def open_dataset(
     lacking = 0 if labels is None else int((labels == UNKNOWN).sum())
     if lacking:
         labels = None
-    if 0 < lacking < len(rows) and not Path(path).is_dir():  # of folders `lost_labels` tells
+    # Of folders of clouds `lost_labels` tells.
+    if 0 < lacking < len(rows) and not isinstance(catalog.source, FolderSource):
         left_out = (*left_out, f"no labels: {lacking} of {len(rows)} clouds lack one")
     return CloudDataset(
         name=catalog.name,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.data.archive import check_labels
-from crossmost.data.catalog import Catalog, natural_key, printable
+from crossmost.data.catalog import UNKNOWN, Catalog, natural_key, printable
 from crossmost.data.columns import Cloud, cloud_from_array
 from crossmost.data.evidence import pieces_of, size_of
 from crossmost.errors import InputError
@@ -114,16 +114,33 @@ def _catalog(path: Path, files: list[tuple[str, Path]], columns: str | None, lab
         labels.append(label)
         splits += [split] * count
         ids += [f"{printable(file.stem)}/{row}" for row in range(count)]
-    known = [label for label in labels if label is not None]
-    stored = np.concatenate(known) if len(known) == len(labels) else None
     first = files[0][1]
     try:
-        numbers, class_names = check_labels(stored, _class_names(first), len(ids))
+        numbers, class_names = check_labels(
+            _end_to_end(labels, starts, len(ids)), _class_names(first), len(ids)
+        )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     source = HdfSource(tuple(file for _, file in files), tuple(starts), columns)
     name = printable(path.resolve().name if path.is_dir() else path.stem)
     return Catalog(name, source, ids, splits, numbers, class_names, first.parent)
+
+
+def _end_to_end(
+    labels: Sequence[NDArray[Any] | None], starts: Sequence[int], count: int
+) -> NDArray[Any] | None:
+    """The labels of all files, those of a file without any as `check_labels` knows them; None where no file has any."""
+    known = next((label for label in labels if label is not None), None)
+    if known is None:
+        return None
+    none = np.zeros((), known.dtype) if known.dtype.kind in "SU" else np.array(UNKNOWN)
+    counts = np.diff([*starts, count])
+    return np.concatenate(
+        [
+            np.full(clouds, none) if label is None else label
+            for label, clouds in zip(labels, counts, strict=True)
+        ]
+    )
 
 
 def _measure(file: Path, labelled: bool) -> tuple[int, NDArray[Any] | None]:

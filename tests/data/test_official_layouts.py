@@ -149,6 +149,37 @@ def test_a_folder_with_one_variant_needs_no_name(tmp_path: Path) -> None:
     assert len(open_dataset(tmp_path)) == 6
 
 
+def test_a_file_without_labels_leaves_a_folder_without_any_and_is_told(modelnet40: Path) -> None:
+    with h5py.File(modelnet40 / "ply_data_train1.h5", "a") as file:
+        del file["label"]
+    dataset = open_dataset(modelnet40)
+    assert dataset.labels is None
+    assert dataset.left_out == ("no labels: 3 of 12 clouds lack one",)
+    assert open_dataset(modelnet40, labelled=False).left_out == ()
+    test = open_dataset(modelnet40, split="test")
+    assert test.labels is not None
+    assert (test.labels.tolist(), test.left_out) == ([1, 2, 11], ())
+
+
+def test_labels_that_are_names_may_lack_in_one_file_too(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_h5(tmp_path / f"ply_data_{split}0.h5", 2)
+    for split, labels in (("train", [b"mug", b"bowl"]), ("test", None)):
+        with h5py.File(tmp_path / f"ply_data_{split}0.h5", "a") as file:
+            del file["label"]
+            if labels:
+                file["label"] = np.array(labels)
+    assert open_dataset(tmp_path).left_out == ("no labels: 2 of 4 clouds lack one",)
+    assert open_dataset(tmp_path, split="train").class_names == ("bowl", "mug")
+
+
+def test_a_label_of_minus_one_in_a_folder_is_told(modelnet40: Path) -> None:
+    with h5py.File(modelnet40 / "ply_data_train1.h5", "a") as file:
+        del file["label"]
+        file["label"] = np.array([[0], [-1], [2]])
+    assert open_dataset(modelnet40).left_out == ("no labels: 1 of 12 clouds lack one",)
+
+
 def test_an_h5_file_of_another_name_opens_too(tmp_path: Path) -> None:
     write_h5(tmp_path / "mine.h5", 3)
     dataset = open_dataset(tmp_path / "mine.h5")

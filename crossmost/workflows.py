@@ -67,6 +67,10 @@ def start_training(
     tensorboard: bool = False,
 ) -> Evaluation:
     """Adapt, evaluate, report."""
+    if out.resolve() == data.resolve():
+        raise InputError(
+            f"expected --out elsewhere than the clouds, found {out} for both: choose another folder"
+        )
     check_folder(out)
     words.refuse_unused_tower()
     if ignore_labels:

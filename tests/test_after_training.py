@@ -114,6 +114,22 @@ def test_a_resumed_run_ends_with_the_report_it_began_for(run: Path, lying_file: 
     assert "24 clouds without labels" in result.stderr
 
 
+def test_a_run_among_its_clouds_is_resumed_on_the_same(
+    tmp_path: Path, lying_file: Path, tiny_base: Path, vocabulary_file: Path
+) -> None:
+    with np.load(lying_file) as stored:
+        for index, cloud in enumerate(stored["points"]):
+            np.save(tmp_path / f"{index}.npy", cloud)
+    began = ("--base", tiny_base, "--vocabulary", vocabulary_file, "--epochs", 0)
+    refused = invoke("train", tmp_path, *began, "--out", tmp_path, *SHORT)
+    assert refused.exit_code == 2
+    assert "expected --out elsewhere than the clouds" in refused.stderr
+    assert invoke("train", tmp_path, *began, "--out", tmp_path / "run", *SHORT).exit_code == 0
+    result = invoke("train", tmp_path, "--resume", "--out", tmp_path / "run", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert read_provenance(tmp_path / "run")["clouds"] == 24
+
+
 def test_a_resumed_run_reads_the_split_it_began_with(
     tmp_path: Path, write_shapes: Callable[..., Path], tiny_base: Path, vocabulary_file: Path
 ) -> None:

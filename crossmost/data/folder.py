@@ -10,12 +10,15 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from crossmost.checkpoints.run_files import is_run
 from crossmost.data.catalog import UNKNOWN, Catalog, printable
 from crossmost.data.columns import Cloud
 from crossmost.data.evidence import files_evidence
 from crossmost.data.readers import SUFFIXES, read_cloud
 from crossmost.data.splits import meant_splits
 from crossmost.errors import InputError
+from crossmost.runtime.manifest import MANIFEST
+from crossmost.runtime.onnx_backend import GRAPH
 
 VIEWS = "views"
 
@@ -52,12 +55,14 @@ class Found:
         others: files of other suffixes, counted by suffix in lower case.
         hdf: the first .h5 file, or None.
         closed: folders that may not be entered.
+        made: folders that a command wrote.
     """
 
     clouds: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     hdf: str | None = None
     closed: list[str] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
 
 
 def catalog_folder(folder: Path, *, columns: str | None, samples: int) -> Catalog:
@@ -65,7 +70,7 @@ def catalog_folder(folder: Path, *, columns: str | None, samples: int) -> Catalo
 
     100,000 files take 0.7 s and 40 MB (measured); a file is first opened when its cloud is loaded. Ids are
     relative paths without the suffix (with it where two files differ in nothing else). Names that begin
-    with a dot are left out, and so is `views/`.
+    with a dot are left out, and so are `views/`, runs and bundles.
 
     Folders named train, val or test, or as `splits.meant_splits` knows them, are splits where they are all that the
     root holds, where there are two of them (other folders beside them are left out then), or directly below a class
@@ -130,6 +135,14 @@ def is_split(name: str) -> bool:
     return bool(meant_splits([name]))
 
 
+def is_made(folder: Path) -> bool:
+    """Whether a folder is a run or a bundle: its arrays are no clouds of the user's."""
+    try:
+        return is_run(folder) or all((folder / name).is_file() for name in (MANIFEST, GRAPH))
+    except PermissionError:  # whoever enters it says so
+        return False
+
+
 def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: Found) -> None:
     """Collect what lies below a folder; a link to one of the folders `above` it would lead round in a circle."""
     try:
@@ -150,6 +163,8 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: F
         suffix = os.path.splitext(entry.name)[1].lower()
         if suffix in SUFFIXES and entry.is_file():
             found.clouds.append(prefix + entry.name)
+        elif entry.is_dir() and is_made(Path(entry.path)):
+            found.made.append(prefix + entry.name)
         elif entry.is_dir():
             _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {here}, found)
         elif suffix not in COMPANIONS and entry.is_file():
@@ -176,9 +191,12 @@ def _counted(others: Counter[str]) -> str:
 
 
 def _left_out(found: Found, beside: list[str], splits: Mapping[str, str]) -> Iterator[str]:
-    """A line for files of other formats, one for folders beside the splits, and one for those that stay closed."""
+    """A line each for folders that stay closed, runs and bundles, files of other formats, folders beside the splits."""
     if found.closed:
         yield f"{', '.join(map(printable, found.closed))} left out: permission denied"
+    if found.made:
+        folders = ", ".join(f"{printable(name)}/" for name in found.made)
+        yield f"{folders} left out: a run or bundle of crossmost"
     others = found.others
     if others:
         were = "were" if others.total() > 1 else "was"

@@ -211,6 +211,25 @@ def test_a_folder_that_may_not_be_entered_is_left_out_and_named(
         open_dataset(tmp_path)
 
 
+def test_runs_and_bundles_below_the_clouds_are_left_out_and_named(tmp_path: Path) -> None:
+    """`--out` may well be among them: the arrays of a run are no clouds, whatever their shape."""
+    for name in ("mug/a.npy", "mug/b.npy", "bowl/c.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / name, np.ones((8, 3)))
+    made = {"runs/one": ("config.yaml", "classes.npz"), "scans.bundle": ("manifest.json", "encoder.onnx")}
+    for folder, names in made.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for name in names:
+            (tmp_path / folder / name).touch()
+        np.savez(tmp_path / folder / "sample.npz", points=np.ones((80, 3)))
+    notes = tmp_path / "bowl" / "config.yaml"
+    notes.touch()
+    found = open_dataset(tmp_path)
+    assert found.ids == ("bowl/c", "mug/a", "mug/b")
+    assert found.class_names == ("bowl", "mug")
+    assert found.left_out == ("runs/one/, scans.bundle/ left out: a run or bundle of crossmost",)
+
+
 def test_folders_beside_the_splits_are_left_out_and_named(tmp_path: Path) -> None:
     put(tmp_path, "train/mug/a.npy", "val/mug/b.npy", "raw/c.npy", "raw/deep/d.npy", "old/e.npy")
     dataset = open_dataset(tmp_path)

@@ -86,8 +86,7 @@ def catalog_folder(folder: Path, *, columns: str | None, samples: int) -> Catalo
     Raises:
         InputError: no cloud below the folder.
     """
-    found = Found()
-    _walk(folder, "", frozenset(), found)
+    found = look_through(folder)
     if not found.clouds:
         raise InputError(f"{printable(str(folder))}: {_nothing(folder, found)}")
     files = sorted(found.clouds)
@@ -143,6 +142,13 @@ def is_made(folder: Path) -> bool:
         return False
 
 
+def look_through(folder: Path) -> Found:
+    """What lies below a folder, but for `views/` and names that begin with a dot."""
+    found = Found()
+    _walk(folder, "", frozenset(), found)
+    return found
+
+
 def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: Found) -> None:
     """Collect what lies below a folder; a link to one of the folders `above` it would lead round in a circle."""
     try:
@@ -178,16 +184,16 @@ def _nothing(folder: Path, found: Found) -> str:
     wanted = f"expected clouds or meshes ({' '.join(sorted(SUFFIXES))}), found none in it"
     if found.hdf is not None:
         return f"{wanted} but .h5 files of no official name: give one itself, {printable(str(folder / found.hdf))}"
-    there = [_counted(found.others)] if found.others else []
+    there = [counted_by_suffix(found.others)] if found.others else []
     if found.closed:
         there.append(f"folders that may not be entered ({', '.join(map(printable, found.closed))})")
     return f"{wanted} but {' and '.join(there)}" if there else wanted
 
 
-def _counted(others: Counter[str]) -> str:
+def counted_by_suffix(suffixes: Counter[str]) -> str:
     """The most frequent suffixes with their numbers of files."""
-    kinds = ", ".join(f"{count} {suffix or 'suffixless'}" for suffix, count in others.most_common(5))
-    return f"{kinds} file{'s' if others.total() > 1 else ''}"
+    kinds = ", ".join(f"{count} {suffix or 'suffixless'}" for suffix, count in suffixes.most_common(5))
+    return f"{kinds} file{'s' if suffixes.total() > 1 else ''}"
 
 
 def _left_out(found: Found, beside: list[str], splits: Mapping[str, str]) -> Iterator[str]:
@@ -200,7 +206,7 @@ def _left_out(found: Found, beside: list[str], splits: Mapping[str, str]) -> Ite
     others = found.others
     if others:
         were = "were" if others.total() > 1 else "was"
-        yield f"{_counted(others)} {were} left out: not a format that is read"
+        yield f"{counted_by_suffix(others)} {were} left out: not a format that is read"
     if beside:
         folders = ", ".join(f"{name}/" for name in sorted({printable(file.split("/")[0]) for file in beside}))
         taken = ", ".join(f"{name}/" for name in sorted(splits))

@@ -6,6 +6,7 @@ Both are y-up: open them with `up_axis="y"` (`--up-axis y`).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from crossmost.data.archive import check_labels
 from crossmost.data.catalog import UNKNOWN, Catalog, natural_key, printable
 from crossmost.data.columns import Cloud, cloud_from_array
 from crossmost.data.evidence import pieces_of, size_of
+from crossmost.data.folder import counted_by_suffix, look_through
 from crossmost.errors import InputError
 
 SCANOBJECTNN_CLASSES = (
@@ -123,7 +125,20 @@ def _catalog(path: Path, files: list[tuple[str, Path]], columns: str | None, lab
         raise InputError(f"{path}: {error}") from error
     source = HdfSource(tuple(file for _, file in files), tuple(starts), columns)
     name = printable(path.resolve().name if path.is_dir() else path.stem)
-    return Catalog(name, source, ids, splits, numbers, class_names, first.parent)
+    left_out = _others(path, files) if path.is_dir() else ()
+    return Catalog(name, source, ids, splits, numbers, class_names, first.parent, left_out)
+
+
+def _others(folder: Path, files: list[tuple[str, Path]]) -> tuple[str, ...]:
+    """A line for what else in a folder could be clouds, where there is anything."""
+    found = look_through(folder)
+    suffixes = Counter(Path(name).suffix.lower() for name in found.clouds)
+    suffixes.update({suffix: found.others[suffix] for suffix in _SUFFIXES})
+    suffixes.subtract(file.suffix.lower() for _, file in files)
+    others = +suffixes
+    were = "were" if others.total() > 1 else "was"
+    taken = "the official .h5 files beside are taken for the data set"
+    return (f"{counted_by_suffix(others)} {were} left out: {taken}",) if others else ()
 
 
 def _end_to_end(

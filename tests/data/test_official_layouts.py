@@ -180,6 +180,26 @@ def test_a_label_of_minus_one_in_a_folder_is_told(modelnet40: Path) -> None:
     assert open_dataset(modelnet40).left_out == ("no labels: 1 of 12 clouds lack one",)
 
 
+def test_clouds_beside_the_official_files_are_left_out_and_counted(modelnet40: Path) -> None:
+    assert open_dataset(modelnet40).left_out == ()
+    (modelnet40 / "mine").mkdir()
+    for name in ("mine/a.ply", "mine/b.PLY", "c.npy"):
+        (modelnet40 / name).touch()
+    write_h5(modelnet40 / "mine.h5", 2)
+    said = "left out: the official .h5 files beside are taken for the data set"
+    dataset = open_dataset(modelnet40)
+    assert (len(dataset), dataset.left_out) == (12, (f"2 .ply, 1 .npy, 1 .h5 files were {said}",))
+    assert open_dataset(modelnet40 / "ply_data_test0.h5").left_out == ()
+
+
+def test_one_cloud_beside_one_official_file_is_counted_too(tmp_path: Path) -> None:
+    write_h5(tmp_path / "main_split" / "test_objectdataset.h5", 3)
+    (tmp_path / "a.ply").touch()
+    (line,) = open_dataset(tmp_path).left_out
+    assert line.startswith("1 .ply file was left out: ")
+    assert open_dataset(tmp_path / "main_split" / "objectdataset").left_out == ()
+
+
 def test_an_h5_file_of_another_name_opens_too(tmp_path: Path) -> None:
     write_h5(tmp_path / "mine.h5", 3)
     dataset = open_dataset(tmp_path / "mine.h5")

@@ -79,4 +79,4 @@ def printable(name: str) -> str:
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:
     """Sort key that puts `file10` after `file9`."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part]

@@ -11,9 +11,9 @@ from crossmost.data.pictures import Pictures, picture_paths, to_rgb
 
 
 def test_pictures_are_found_by_suffix_in_any_case_and_in_natural_order(tmp_path: Path) -> None:
-    for name in ("10.png", "2.PNG", "1.jpg", "3.JPEG", "4.txt", "views.json"):
+    for name in ("10.png", "2.PNG", "1.jpg", "3.JPEG", "²3.png", "4.txt", "views.json"):
         (tmp_path / name).touch()
-    assert [path.name for path in picture_paths(tmp_path)] == ["1.jpg", "2.PNG", "3.JPEG", "10.png"]
+    assert [path.name for path in picture_paths(tmp_path)] == ["1.jpg", "2.PNG", "3.JPEG", "10.png", "²3.png"]
     assert picture_paths(tmp_path / "nowhere") == []
 
 

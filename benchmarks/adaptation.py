@@ -32,11 +32,14 @@ from adaptation_table import full_tables, read, short_table
 from pairs import PAIRS, prepare
 from tables import write_between
 
+from crossmost.adaptation.pseudo_labels import SUREST
+
 HERE = Path(__file__).resolve().parent
 RESULTS, FIGURES = HERE / "results" / "adaptation", HERE / "figures"
 PRETRAIN_EPOCHS = 16
 EPOCHS = {"p1": 5, "p2": 3, "p3": 10}
-OPTIONS = {"views": 2, "watched": 512}
+OPTIONS = {"views": 2, "watched": 512, "kept_share": SUREST}
+"""Of all rows; what a run of joint training keeps by its own choice is in the tables of option_values and full_card."""
 QUICK_WORK, QUICK_PAIR = "adaptation-quick", "p1-moderate"
 """Where the quick runs are that the other scripts' `--quick` looks at."""
 QUICK_ROWS, QUICK_CLOUDS = ("point-only", "joint-reference", "joint"), 256

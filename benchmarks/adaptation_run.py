@@ -209,7 +209,8 @@ def by_epoch(
             "kept": record["watched/kept"],
             "kept_right": record["kept_right"],
         }
-        seen |= {"agreement": record["watched/agreement"], "selection_score": record["selection_score"]}
+        seen |= {"agreement": record["watched/agreement"], "kappa": record.get("watched/kappa")}
+        seen["selection_score"] = record["selection_score"]
         for name in NAMES:
             found = right.get((record["epoch"], name))
             seen[name] = None if found is None else shares(found)

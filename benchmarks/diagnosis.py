@@ -29,11 +29,10 @@ from pairs import PAIRS
 from tables import write_between
 
 from crossmost.adaptation.centering import find_centers
-from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, calibrate, classified, diagnose, project
-from crossmost.adaptation.pseudo_labels import class_thresholds, most_likely
+from crossmost.adaptation.diagnosis import Diagnosis, agreement, calibrate, classified, diagnose, project
+from crossmost.adaptation.pseudo_labels import SUREST, class_thresholds, most_likely
 from crossmost.adaptation.up_axis import scores_by_up_axis
 from crossmost.checkpoints.run import load_run
-from crossmost.config import TrainConfig
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.reading import Reading
 from crossmost.data.samples import PlainSamples, plain_batches
@@ -78,11 +77,11 @@ def posteriors(found: Diagnosis) -> dict[str, Tensor]:
 
 def pseudo_labels(found: Diagnosis, labels: NDArray[np.int64]) -> dict[str, dict[str, float]]:
     """Each branch's answers: how many are right, of all and of those a run would keep, and how sure it is of them."""
-    share, result = TrainConfig().kept_share, {}
+    result = {}
     for branch, each in posteriors(found).items():
         said = most_likely(each)
         right = said.label.numpy() == labels
-        kept = (said.confidence > class_thresholds(said, each.shape[1], share)[said.label]).numpy()
+        kept = (said.confidence > class_thresholds(said, each.shape[1], SUREST)[said.label]).numpy()
         result[branch] = {
             "right": float(right.mean()),
             "kept_right": float(right[kept].mean()),
@@ -158,7 +157,7 @@ def measure(run: Path, pair: Path) -> dict[str, Any]:
         "moments": {
             name: {
                 "labels": pseudo_labels(each, labels[each.indices.numpy()]),
-                "agreement": agreement_rate(each),
+                "agreement": agreement(each.point, each.image).share,
                 "confused": confusions(each, labels[each.indices.numpy()], names),
             }
             for name, each in found.items()

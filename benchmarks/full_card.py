@@ -38,7 +38,7 @@ from adaptation_run import Right, TestSplit, measure, result, shares, target_set
 from baseline_features import VIEWS, load_student, open_target
 from baseline_fine_tuning import STEPS, Place, fine_tune
 from baseline_networks import Target
-from full_card_table import ALL_KEPT, CEILING, FASTER, RESULTS, table, write_table
+from full_card_table import ALL_KEPT, CEILING, FASTER, OWN_SHARE, RESULTS, table, write_table
 from paired import pack
 from pairs import PAIRS, prepare
 
@@ -54,7 +54,7 @@ from crossmost.words import Words
 CARD = "point-bert-64x32"
 RATE = 5e-4
 """Half of what point-tiny's bases are made with: a deep transformer from scratch, in batches of 64."""
-NAMES = ("joint", CEILING, FASTER, "point-only", LONG.name, ALL_KEPT)
+NAMES = (OWN_SHARE, CEILING, "joint", FASTER, "point-only", LONG.name, ALL_KEPT)
 """Rows, the most wanted first: what the limit cuts off are the last."""
 LOADING = 4
 """Processes that load beside each training on a GPU."""
@@ -119,8 +119,15 @@ class Job:
 
 
 def row_of(name: str, settings: Settings) -> Row:
-    """A row of adaptation.py, or joint with another option: the rate of the base, which point-tiny has; every label."""
-    own = {FASTER: {"learning_rate": settings.learning_rate}, ALL_KEPT: {"kept_share": 1.0}}
+    """A row of adaptation.py, or joint with another option.
+
+    That is the rate of the base, which point-tiny has; every label kept; or as many as the run itself decides.
+    """
+    own: dict[str, dict[str, Any]] = {
+        FASTER: {"learning_rate": settings.learning_rate},
+        ALL_KEPT: {"kept_share": 1.0},
+        OWN_SHARE: {"kept_share": None},
+    }
     return Row(name, name, own[name]) if name in own else ROWS[name]
 
 

@@ -12,6 +12,8 @@ from adaptation_table import COLUMNS, Line, Result, lines_of, markdown, mean_and
 from pairs import PAIRS
 from tables import write_between
 
+from crossmost.adaptation.pseudo_labels import SUREST
+
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
 RESULTS = HERE / "results" / "full_card"
@@ -19,13 +21,14 @@ MARKS = {RESULTS: "full-card"} | {
     HERE / "results" / f"bases_of_{epochs}": f"bases-of-{epochs}" for epochs in (32, 64)
 }
 """Where the README has the table of a folder."""
-CEILING, FASTER, ALL_KEPT = "fine-tuned", "joint-base-rate", "joint-all-kept"
+CEILING, FASTER, ALL_KEPT, OWN_SHARE = "fine-tuned", "joint-base-rate", "joint-all-kept", "joint-own-share"
 TITLES = {
     ZERO_SHOT: ZERO_SHOT,
     "point-only": "point-only",
-    "joint": "joint (crossmost recipe)",
-    LONG.name: ROW_TITLES[LONG.name],
+    OWN_SHARE: "joint (crossmost recipe)",
+    "joint": f"joint, the surest {100 * SUREST:g} % kept",
     ALL_KEPT: "joint, every label kept",
+    LONG.name: f"{ROW_TITLES[LONG.name]}, the surest {100 * SUREST:g} % kept",
     FASTER: "joint, at the base's learning rate",
     CEILING: "*supervised*: fine-tuned",
 }

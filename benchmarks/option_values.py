@@ -1,8 +1,8 @@
-"""Options of the crossmost recipe at other values than their defaults, on the same bases: what a default is worth.
+"""Options of the crossmost recipe at several values, on the same bases: what a choice between them is worth.
 
     python benchmarks/option_values.py --data DATA --work WORK [--jobs 2] [--pairs p3] [--seeds 0] [--tables-only]
 
-Bases, clouds, epochs and shared options are those of adaptation.py; the default is trained anew, so that nothing but
+Bases, clouds, epochs and shared options are those of adaptation.py; every value is trained anew, so that nothing but
 the option differs. A result file a pair, value and seed stays in results/option_values/ and is not measured again; the
 table is written from them.
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import adaptation
@@ -28,12 +28,12 @@ from adaptation_table import Line, Result, compare, line, markdown, mean_and_spr
 from pairs import PAIRS, prepare
 from tables import write_between
 
-from crossmost.config import TrainConfig
+from crossmost.adaptation.pseudo_labels import SUREST
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "option_values"
-VALUES: dict[str, tuple[float, ...]] = {"kept_share": (0.6, 0.8, 1.0)}
-"""The options, each with its default among its values."""
+VALUES: dict[str, tuple[float | None, ...]] = {"kept_share": (SUREST, 0.6, 1.0, None)}
+"""The options with their values; the first is what the others are compared with, None what the run decides."""
 
 
 class Job(NamedTuple):
@@ -41,19 +41,24 @@ class Job(NamedTuple):
 
     pair: str
     option: str
-    value: float
+    value: float | None
     seed: int
 
     @property
     def row(self) -> Row:
         """The crossmost recipe with the option at that value."""
-        name = f"{self.option}={self.value:g}"
+        name = f"{self.option}={shown(self.value)}"
         return Row(name, name, {self.option: self.value})
 
     @property
     def path(self) -> Path:
         """File of the result."""
         return RESULTS / f"{self.pair}_{self.row.name}_{self.seed}.json"
+
+
+def shown(value: float | None) -> str:
+    """A value in a file's name and in the table."""
+    return "own" if value is None else f"{value:g}"
 
 
 def measure_job(job: Job, work: Path) -> None:
@@ -92,22 +97,24 @@ def measure_missing(pairs: Sequence[str], seeds: Sequence[int], data: Path, work
             done.result()
 
 
-def lines_of(results: Sequence[Result], pair: str, option: str) -> dict[float, Line]:
+def lines_of(results: Sequence[Result], pair: str, option: str) -> dict[float | None, Line]:
     """The lines of a pair and an option by value."""
-    found: dict[float, list[Result]] = {}
+    found: dict[float | None, list[Result]] = {}
     for each in results:
         if each["pair"] == pair and option in each["options"]:
             found.setdefault(each["options"][option], []).append(each)
-    return {value: line(option, found[value]) for value in sorted(found)}
+    return {
+        value: line(option, found[value]) for value in sorted(found, key=lambda each: (each is None, each))
+    }
 
 
-def against_default(of_value: Line, of_default: Line) -> list[str]:
-    """How much better a value is than the default by the points, with the seeds that both have, and how surely."""
-    seeds = sorted(of_value.right.keys() & of_default.right.keys())
+def against(of_value: Line, of_other: Line) -> list[str]:
+    """How much better a value is than another by the points, with the seeds that both have, and how surely."""
+    seeds = sorted(of_value.right.keys() & of_other.right.keys())
     if not seeds:
         return ["", ""]
-    gained = [100 * (of_value.accuracy[seed]["point"] - of_default.accuracy[seed]["point"]) for seed in seeds]
-    return [mean_and_spread(gained, "+"), probability(compare(of_value, of_default, "point", "point").p)]
+    gained = [100 * (of_value.accuracy[seed]["point"] - of_other.accuracy[seed]["point"]) for seed in seeds]
+    return [mean_and_spread(gained, "+"), probability(compare(of_value, of_other, "point", "point").p)]
 
 
 def table(results: Path) -> str:
@@ -117,19 +124,12 @@ def table(results: Path) -> str:
         return ""
     rows = []
     for option, pair in product(VALUES, PAIRS):
-        default: Any = TrainConfig.model_fields[option].default
-        lines = lines_of(found, pair, option)
+        lines, other = lines_of(found, pair, option), VALUES[option][0]
         for value, each in lines.items():
             figures = [mean_and_spread(each.values(branch)) for branch in ("point", "image", "both")]
-            compared = (
-                ["", ""]
-                if value == default or default not in lines
-                else against_default(each, lines[default])
-            )
+            compared = ["", ""] if value == other or other not in lines else against(each, lines[other])
             seeds = ", ".join(map(str, sorted(each.accuracy)))
-            rows.append(
-                [pair, option, f"{value:g}" + " (default)" * (value == default), *figures, *compared, seeds]
-            )
+            rows.append([pair, option, shown(value), *figures, *compared, seeds])
     head = ["pair", "option", "value", "points", "images", "both", "points gained", "p", "seeds"]
     return f"Test split; {found[0]['machine']}\n\n{markdown(head, rows)}"
 

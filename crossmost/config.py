@@ -149,8 +149,12 @@ class TrainConfig(BaseModel):
     anchor_share: float = Field(
         0.5, gt=0, le=1, description="of the way from the base to the average; anchor=base"
     )
-    kept_share: float = Field(
-        0.8, gt=0, le=1, description="of the predictions of each class, the surest; threshold=adaptive"
+    kept_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="of the predictions of each class, the surest; None: all where the branches agree well before "
+        "training (kappa 0.7), 0.8 elsewhere; threshold=adaptive",
     )
     prior_momentum: float = Field(0.9, ge=0, lt=1, description="of fairness=moving-average")
     class_prior: tuple[float, ...] | None = Field(None, description="expected class shares; None: uniform")
@@ -163,9 +167,8 @@ class TrainConfig(BaseModel):
         low, high = self.strong_scale
         if not 0 < low <= high:
             raise ValueError(f"strong_scale must be two factors, the smaller first, found {low} and {high}")
-        if self.class_prior is not None and (
-            min(self.class_prior, default=0) <= 0 or abs(sum(self.class_prior) - 1) > 1e-3
-        ):
+        prior = self.class_prior
+        if prior is not None and not (prior and min(prior) > 0 and abs(sum(prior) - 1) <= 1e-3):
             raise ValueError("class_prior must be positive shares that add up to 1")
         return self
 

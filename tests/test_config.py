@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -185,7 +186,7 @@ class TestErrors:
         assert f"option {option}" in message
         assert repr(value).strip("[]") in message
 
-    @pytest.mark.parametrize("prior", [(0.5, 0.6), (1.0, 0.0), (1.5, -0.5), ()])
+    @pytest.mark.parametrize("prior", [(0.5, 0.6), (1.0, 0.0), (1.5, -0.5), (), (0.5, math.nan, 0.5)])
     def test_a_class_prior_is_positive_shares(self, prior: tuple[float, ...]) -> None:
         message = error_of({"class_prior": prior})
         assert "class_prior must be positive shares" in message

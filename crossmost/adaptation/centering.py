@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from crossmost.adaptation.diagnosis import Projected
+from crossmost.adaptation.diagnosis import ENOUGH, Projected, agreement
 from crossmost.models.student import Student
 
 Way = Literal["none", "mean", "balanced"]
@@ -34,8 +34,6 @@ TURNS = 50
 """At most so many turns between labels and balanced centers: they may go round in a circle."""
 RIDGE = 0.01
 """Keeps class names that mean almost the same from asking for a center far away."""
-ENOUGH = 64
-"""Fewer clouds do not tell how often the branches agree."""
 ALIKE_WITHOUT = 0.85
 """Share of the clouds on which branches that agree so often already fit the target as they are."""
 ALIKE_MORE = 0.15
@@ -47,13 +45,6 @@ class Center(NamedTuple):
 
     place: Tensor  # (D,), among the projected features of the clouds, or of all their views
     left: float  # mean length of an embedding about the center, as a share of its length about zero
-
-
-class Agreement(NamedTuple):
-    """How often both branches name the same class."""
-
-    share: float  # of the clouds
-    beyond_chance: float  # Cohen's kappa: 0 for branches that only name the same classes as often
 
 
 class Seen(NamedTuple):
@@ -124,10 +115,10 @@ def choose(
     """
     if len(seen) < 2 or len(next(iter(seen.values())).similarities) < ENOUGH:
         return "mean"
-    without = _agreement([of.similarities for of in seen.values()])
+    without = agreement(*(of.similarities for of in seen.values()))
     mean, balanced = (
-        _agreement(
-            [seen[branch].similarities - _similarity(place, theta) for branch, place in places[way].items()]
+        agreement(
+            *(seen[branch].similarities - _similarity(place, theta) for branch, place in places[way].items())
         )
         for way in ("mean", "balanced")
     )
@@ -206,15 +197,3 @@ def _theta(model: Student) -> Tensor:
 def _similarity(place: Tensor, theta: Tensor) -> Tensor:
     """Of a center (D,) to the classes, (C,)."""
     return place.double().cpu() @ theta
-
-
-def _agreement(similarities: Sequence[Tensor]) -> Agreement:
-    """How often two branches name the same class."""
-    point, image = (of.argmax(dim=1) for of in similarities)
-    share = float((point == image).double().mean())
-    classes = similarities[0].shape[1]
-    of_point, of_image = (
-        torch.bincount(labels, minlength=classes).double() / len(labels) for labels in (point, image)
-    )
-    by_chance = float(of_point @ of_image)
-    return Agreement(share, (share - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0)

@@ -18,6 +18,8 @@ from crossmost.models.student import Student
 SEARCH_STEPS = 40
 TEMPERATURES = (0.25, 16.0)
 """Range searched for a branch's temperature, relative to the one it was trained with."""
+ENOUGH = 64
+"""Fewer clouds do not tell how often the branches agree."""
 NONE_READ = "none of the clouds to look at could be read"
 
 
@@ -27,6 +29,13 @@ class Diagnosis(NamedTuple):
     indices: Tensor  # (n,) int64, into the dataset
     point: Tensor  # (n, C) float32
     image: Tensor | None  # (n, C) float32, mean over the views; None: no image branch
+
+
+class Agreement(NamedTuple):
+    """How often both branches name the same class."""
+
+    share: float  # of the clouds
+    beyond_chance: float  # Cohen's kappa: 0 for branches that only name the same classes as often
 
 
 class Projected(NamedTuple):
@@ -184,11 +193,21 @@ def calibrate(diagnosis: Diagnosis) -> tuple[float, float]:
     return fit_temperature(diagnosis.point, said_image), fit_temperature(diagnosis.image, said_point)
 
 
-def agreement_rate(diagnosis: Diagnosis) -> float | None:
-    """Share of clouds on which the branches name the same class; None without an image branch."""
-    if diagnosis.image is None:
-        return None
-    return float((diagnosis.point.argmax(1) == diagnosis.image.argmax(1)).double().mean())
+def agreement(point: Tensor, image: Tensor) -> Agreement:
+    """How often two branches name the same class, by logits or similarities (n, C) each."""
+    said_point, said_image = point.argmax(dim=1), image.argmax(dim=1)
+    share = float((said_point == said_image).double().mean())
+    of_point, of_image = (
+        torch.bincount(said, minlength=point.shape[1]).double() / len(said)
+        for said in (said_point, said_image)
+    )
+    by_chance = float(of_point @ of_image)
+    return Agreement(share, (share - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0)
+
+
+def agreement_of(diagnosis: Diagnosis) -> Agreement | None:
+    """How often the branches name the same class; None without an image branch."""
+    return None if diagnosis.image is None else agreement(diagnosis.point, diagnosis.image)
 
 
 NOT_READ = torch.iinfo(torch.int64).min

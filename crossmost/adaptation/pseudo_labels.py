@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossmost.adaptation.diagnosis import Diagnosis, calibrate
+from crossmost.adaptation.diagnosis import ENOUGH, Diagnosis, agreement_of, calibrate
 from crossmost.config import TrainConfig
 
 AGREEMENT_LEAST_CONFIDENCE = 0.2
+SUREST = 0.8
+"""Share of each class's answers that is kept where many of them are wrong."""
+TRUSTED_KAPPA = 0.7
+"""Agreement of the branches, less what chance would bring, from which on every answer is kept."""
 
 
 class Labels(NamedTuple):
@@ -101,6 +105,7 @@ class Labeler:
         self.config = config
         self.classes = classes
         self.temperatures = (1.0, 1.0)  # of the point and the image branch
+        self.kept_share = SUREST if config.kept_share is None else config.kept_share
         fixed = {
             "joint": config.threshold_joint,
             "point": config.threshold_point,
@@ -134,6 +139,18 @@ class Labeler:
             self._keep(most_likely(p_point), "point"), self._keep(most_likely(p_image), "image")
         )
 
+    def settle_kept_share(self, diagnosis: Diagnosis) -> None:
+        """Where it is left open, decide how many joint labels are kept: all of them, or the surest of each class.
+
+        Branches that often agree are seldom wrong, and then the labels that neither is sure of teach more than their
+        mistakes spoil. Training makes branches agree, on mistakes too: this is for the predictions before it.
+        """
+        if self.config.kept_share is None and self.config.mode == "joint":
+            found = agreement_of(diagnosis)
+            trusted = found is not None and found.beyond_chance >= TRUSTED_KAPPA
+            trusted = trusted and len(diagnosis.point) >= ENOUGH
+            self.kept_share = 1.0 if trusted else SUREST
+
     def refit(self, diagnosis: Diagnosis) -> None:
         """Set temperatures and thresholds from predictions; labels are not involved."""
         if self.config.mode == "joint" and self.config.joint_label == "average":
@@ -144,15 +161,20 @@ class Labeler:
             if p_image is not None:
                 predicted |= {"joint": self._joint(p_point, p_image), "image": most_likely(p_image)}
             for name, labels in predicted.items():
-                self.thresholds[name] = class_thresholds(labels, self.classes, self.config.kept_share)
+                self.thresholds[name] = class_thresholds(labels, self.classes, self.kept_share)
 
     def state(self) -> dict[str, Any]:
         """The dials, as plain values."""
-        return {"temperatures": self.temperatures, "thresholds": self.thresholds}
+        return {
+            "temperatures": self.temperatures,
+            "kept_share": self.kept_share,
+            "thresholds": self.thresholds,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue with dials that `state` returned."""
         self.temperatures, self.thresholds = tuple(state["temperatures"]), state["thresholds"]
+        self.kept_share = state.get("kept_share", self.kept_share)  # older runs always named theirs
 
     def _joint(self, p_point: Tensor, p_image: Tensor) -> Labels:
         if self.config.joint_label == "average":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, mutual_information
+from crossmost.adaptation.diagnosis import Diagnosis, agreement_of, mutual_information
 from crossmost.config import Mode
 
 COLLAPSE_SHARE = 0.5
@@ -30,9 +30,9 @@ def score(
         return mutual_information(point, prior)
     if mode == "image-only":
         return mutual_information(image, prior)
-    agreement = agreement_rate(diagnosis)
+    agreement = agreement_of(diagnosis)
     assert agreement is not None  # where P_I is, its logits are
-    return agreement + mutual_information((point + image) / 2, prior)
+    return agreement.share + mutual_information((point + image) / 2, prior)
 
 
 def histogram(labels: Tensor, classes: int) -> Tensor:

@@ -29,7 +29,7 @@ from crossmost.adaptation.devices import autocast, choose_device, keep_freed_mem
 from crossmost.adaptation.diagnosis import (
     NOT_READ,
     Projected,
-    agreement_rate,
+    agreement_of,
     churn,
     classified,
     image_logits,
@@ -236,6 +236,8 @@ class Trainer:
         diagnosis = classified(self.teacher, projected)
         if not all(logits.isfinite().all() for logits in diagnosis[1:] if logits is not None):
             raise WorkFailed(f"the teacher's logits are no numbers after epoch {epoch + 1}: {LOWER_RATE}")
+        if not progress.records:
+            self.labeler.settle_kept_share(diagnosis)
         self.labeler.refit(diagnosis)
         labels = self.labeler(diagnosis.point, diagnosis.image)
         targets = labels.image if config.mode == "image-only" else labels.point
@@ -243,11 +245,14 @@ class Trainer:
         seen = torch.full((len(self.watched),), NOT_READ)
         seen[diagnosis.indices] = targets.label.where(targets.kept, -1 - targets.label)
         posteriors = self.labeler.posteriors(diagnosis.point, diagnosis.image)
+        agreement = agreement_of(diagnosis)
         record: Record = {
             "epoch": epoch,
             "step": progress.step,
+            "kept_share": self.labeler.kept_share,
             "watched/kept": targets.kept.double().mean().item(),
-            "watched/agreement": agreement_rate(diagnosis),
+            "watched/agreement": agreement and agreement.share,
+            "watched/kappa": agreement and agreement.beyond_chance,
             "selection_score": score(diagnosis, *posteriors, config.mode, self.prior),
             "center": progress.center if config.center != "none" else "none",
             "temperature/point": self.labeler.temperatures[0],

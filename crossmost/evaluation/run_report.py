@@ -108,7 +108,18 @@ def run_rows(run: Run) -> list[tuple[str, str]]:
     if center := last.get("center"):  # runs of older versions did not note it
         by = "chosen without labels: " if run.config.center == "target" else ""
         rows.append(("Center", f"{by}{CENTERS[center]}"))
+    if kept := kept_row(run, last):
+        rows.append(("Pseudo-labels", kept))
     return [*rows, ("crossmost", made["crossmost"])]
+
+
+def kept_row(run: Run, record: dict[str, Any]) -> str:
+    """How many of the pseudo-labels were learnt, where it was a share of each class's."""
+    share = record.get("kept_share")  # runs of older versions did not note it
+    if share is None or run.config.threshold != "adaptive" or run.config.mode == "agreement":
+        return ""
+    by = "chosen without labels: " if run.config.kept_share is None and run.config.mode == "joint" else ""
+    return f"{by}{'all of them' if share == 1 else f'the surest {share:.0%} of each class'}"
 
 
 def encoder_row(architecture: Architecture) -> str:

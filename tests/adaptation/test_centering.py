@@ -11,13 +11,12 @@ from crossmost.adaptation import centering
 from crossmost.adaptation.centering import (
     Center,
     Seen,
-    _agreement,
     balanced_similarities,
     center_at,
     choose,
     find_centers,
 )
-from crossmost.adaptation.diagnosis import Projected, classified, diagnose, project
+from crossmost.adaptation.diagnosis import Projected, agreement, classified, diagnose, project
 from crossmost.adaptation.trainer import MOVED, Trainer
 from crossmost.data.samples import PlainBatch, PlainSamples, PointBatch, ViewBatch, plain_batches
 from crossmost.errors import WorkFailed
@@ -291,11 +290,11 @@ def test_branches_that_agree_by_chance_alone_do_not_speak_for_it(monkeypatch: py
         return Seen(similarities.float(), similarities, 1.0)
 
     often, evenly = ([told(share), told(share)] for share in (0.95, 0.5))
-    found = [_agreement([of.similarities for of in pair]) for pair in (evenly, often)]
+    found = [agreement(*(of.similarities for of in pair)) for pair in (evenly, often)]
     assert found[1].share > found[0].share + 0.3
     assert abs(found[0].beyond_chance) < 0.05
     assert abs(found[1].beyond_chance) < 0.05
-    monkeypatch.setattr(centering, "_agreement", lambda similarities: agreements.pop(0))
+    monkeypatch.setattr(centering, "agreement", lambda point, image: agreements.pop(0))
     seen = {"point": often[0], "image": often[1]}
     places = {way: {branch: torch.zeros(2) for branch in seen} for way in ("mean", "balanced")}
     agreements = [found[0], found[0], found[1]._replace(beyond_chance=found[0].beyond_chance - 0.01)]

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
 from torch import Tensor
 
 from crossmost.adaptation.diagnosis import (
     Diagnosis,
-    agreement_rate,
+    agreement,
     calibrate,
     churn,
     diagnose,
@@ -34,6 +35,14 @@ def two_branches(seed: int, count: int = 400, classes: int = 5) -> Diagnosis:
     shared = 2 * torch.randn(count, classes, generator=draw)
     point, image = (shared + torch.randn(count, classes, generator=draw) for _ in range(2))
     return Diagnosis(torch.arange(count), point, image)
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(20, 90))
+@FEW
+def test_agreement_beyond_chance_is_cohens_kappa(seed: int, count: int) -> None:
+    found = two_branches(seed, count)
+    said = found.point.argmax(1).numpy(), found.image.argmax(1).numpy()
+    assert agreement(found.point, found.image).beyond_chance == pytest.approx(cohen_kappa_score(*said))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 10.0])
@@ -64,7 +73,9 @@ def test_the_branch_that_is_sure_and_wrong_is_softened_more() -> None:
 
 def test_agreement_and_churn_are_shares() -> None:
     point, image = torch.eye(4), torch.eye(4)[[0, 1, 3, 2]]
-    assert agreement_rate(Diagnosis(torch.arange(4), point, image)) == 0.5
+    assert agreement(point, image).share == 0.5
+    assert agreement(point, image).beyond_chance == pytest.approx(1 / 3)
+    assert agreement(point[[0] * 4], point[[0] * 4]) == (1.0, 0.0)  # always one class: it tells nothing
     assert churn(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 0])) == 0.25
     assert churn(torch.arange(5), torch.arange(5)) == 0.0
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from crossmost.adaptation import run as runs
-from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, calibrate, mutual_information
+from crossmost.adaptation.diagnosis import Diagnosis, agreement_of, calibrate, mutual_information
 from crossmost.adaptation.pseudo_labels import Labeler
 from crossmost.adaptation.selection import score
 from crossmost.adaptation.trainer import Trainer
@@ -227,7 +227,7 @@ class TestLabels:
 
     def test_one_branch_is_not_calibrated_and_agrees_with_nobody(self) -> None:
         assert calibrate(self.diagnosis()) == (1.0, 1.0)
-        assert agreement_rate(self.diagnosis()) is None
+        assert agreement_of(self.diagnosis()) is None
 
     def test_the_score_is_that_of_the_points(self) -> None:
         posterior = self.LOGITS.softmax(dim=1)

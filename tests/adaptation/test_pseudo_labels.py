@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,67 @@ def test_refit_sets_thresholds_that_keep_the_share_it_was_asked_for(published: P
             assert float(own.double().mean()) == pytest.approx(0.6, abs=0.5 / len(own) + 1e-6)
 
 
+def agreeing(share: float, count: int = 80, classes: int = 5) -> Diagnosis:
+    """Branches that call this share of the clouds the same; they are never equally sure."""
+    point = torch.nn.functional.one_hot(torch.arange(count) % classes, classes)
+    image = torch.where(torch.arange(count)[:, None] < round(share * count), point, point.roll(1, dims=1))
+    sure = torch.linspace(1, 3, count)[:, None]
+    return Diagnosis(torch.arange(count), sure * point, sure * image)
+
+
+@pytest.mark.parametrize(
+    ("options", "agreement", "share"),
+    [
+        ({}, 0.7625, 1.0),  # of five classes, as frequent: a fifth of it is chance, kappa is 0.703
+        ({}, 0.75, 0.8),  # 0.6875
+        ({}, 1.0, 1.0),
+        ({"kept_share": 0.6}, 1.0, 0.6),
+        ({"kept_share": 1.0}, 0.1, 1.0),
+        ({"mode": "separate"}, 1.0, 0.8),
+    ],
+)
+def test_every_joint_label_is_kept_where_the_branches_agree_well(
+    published: Published, options: dict[str, Any], agreement: float, share: float
+) -> None:
+    config = published(**{"mode": "joint", "joint_label": "average", "threshold": "adaptive", **options})
+    labeler, diagnosis = Labeler(config, 5), agreeing(agreement)
+    labeler.settle_kept_share(diagnosis)
+    assert labeler.kept_share == share
+    labeler.refit(diagnosis)
+    targets = labeler(diagnosis.point, diagnosis.image).point
+    assert float(targets.kept.double().mean()) == pytest.approx(share, abs=0.04)
+
+
+def test_branches_that_share_a_favourite_class_are_not_trusted_for_it(published: Published) -> None:
+    """Nine of ten clouds are called 0 by both, each the rest by itself: they agree on most, and know nothing."""
+    said = torch.zeros(2, 100, dtype=torch.int64)
+    said[0, :10], said[1, 10:20] = 1, 1
+    point, image = torch.nn.functional.one_hot(said, 5).float()
+    labeler = Labeler(published(mode="joint", threshold="adaptive"), 5)
+    labeler.settle_kept_share(Diagnosis(torch.arange(100), point, image))
+    assert labeler.kept_share == 0.8
+
+
+def test_few_clouds_do_not_tell_how_well_the_branches_agree(published: Published) -> None:
+    labeler = Labeler(published(mode="joint", threshold="adaptive"), 5)
+    for count, share in ((63, 0.8), (64, 1.0)):
+        labeler.settle_kept_share(agreeing(1.0, count))
+        assert labeler.kept_share == share
+
+
+def test_a_branch_alone_agrees_with_nobody(published: Published) -> None:
+    labeler = Labeler(published(mode="joint", threshold="adaptive"), 5)
+    labeler.settle_kept_share(agreeing(1.0)._replace(image=None))
+    assert labeler.kept_share == 0.8
+
+
+def test_a_state_from_before_shares_were_chosen_keeps_the_runs_own(published: Published) -> None:
+    labeler = Labeler(published(mode="joint", threshold="adaptive", kept_share=0.5), 5)
+    older = {name: value for name, value in labeler.state().items() if name != "kept_share"}
+    labeler.load_state(older)
+    assert labeler.kept_share == 0.5
+
+
 def test_refit_looks_at_logits_only(published: Published) -> None:
     """Nothing but predictions is handed over, and which cloud they came from does not matter."""
     assert Diagnosis._fields == ("indices", "point", "image")
@@ -246,8 +308,10 @@ def test_a_branch_five_times_as_loud_gets_five_times_the_temperature(published: 
 def test_the_dials_travel_with_the_state(published: Published) -> None:
     config, diagnosis = published(joint_label="average", threshold="adaptive"), a_diagnosis(4)
     fitted, resumed = Labeler(config, 5), Labeler(config, 5)
+    fitted.settle_kept_share(agreeing(1.0))
     fitted.refit(diagnosis)
     resumed.load_state(fitted.state())
+    assert resumed.kept_share == 1
     for one, other in zip(
         fitted(diagnosis.point, diagnosis.image), resumed(diagnosis.point, diagnosis.image), strict=True
     ):

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from crossmost.adaptation.diagnosis import Diagnosis, agreement_rate, mutual_information
+from crossmost.adaptation.diagnosis import Diagnosis, agreement, mutual_information
 from crossmost.adaptation.selection import collapsed, effective_classes, histogram, score
 from crossmost.config import Mode
 
@@ -48,7 +48,7 @@ def test_the_score_rises_with_agreement_and_with_information() -> None:
     one = sure[[0] * 6]
     assert score(Diagnosis(index, one, one), one.softmax(1), one.softmax(1), "joint") < good  # collapsed
     half = Diagnosis(index, sure, torch.cat([sure[:3], apart[3:]]))
-    expected = agreement_rate(half) + mutual_information((p + half.image.softmax(1)) / 2)
+    expected = agreement(half.point, half.image).share + mutual_information((p + half.image.softmax(1)) / 2)
     assert score(half, p, half.image.softmax(1), "separate") == pytest.approx(expected)
 
 

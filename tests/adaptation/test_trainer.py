@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crossmost.adaptation import pseudo_labels
 from crossmost.adaptation import trainer as module
 from crossmost.adaptation.diagnosis import NOT_READ, Diagnosis
 from crossmost.adaptation.sampling import WatchedClouds
@@ -340,6 +341,38 @@ def test_every_epoch_is_judged_on_the_same_watched_clouds(
     watched = WatchedClouds(trainer.clouds, 6)
     assert watched.indices == [0, 4, 8, 12, 16, 20]
     assert all(len(labels) == 6 for labels in trainer.progress.watched)
+
+
+@pytest.mark.parametrize(
+    ("options", "agreements", "share"),
+    [
+        ({"center": "none"}, [1.0, 0.5, 0.5], 1.0),
+        ({"center": "none"}, [0.5, 1.0, 1.0], 0.8),
+        ({}, [0.5, 1.0, 0.5, 0.5], 1.0),  # the base first, then about its center
+        ({}, [1.0, 0.5, 1.0, 1.0], 0.8),
+    ],
+)
+def test_how_many_labels_are_kept_is_decided_once_about_the_center_before_training(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    agreements: list[float],
+    share: float,
+) -> None:
+    monkeypatch.setattr(pseudo_labels, "ENOUGH", 24)
+    waiting = iter(agreements)
+
+    def classified(*_: Any) -> Diagnosis:
+        named = torch.arange(24) % 4
+        other = torch.where(torch.arange(24) < 24 * next(waiting), named, (named + 1) % 4)
+        point, image = (torch.nn.functional.one_hot(each, 4).float() for each in (named, other))
+        return Diagnosis(torch.arange(24), point, image)
+
+    monkeypatch.setattr(module, "classified", classified)
+    trainer = start(epochs=2, collapse="ignore", **options)
+    fit(trainer)
+    assert [record["kept_share"] for record in trainer.progress.records] == [share] * 3
+    assert not list(waiting)
 
 
 def test_agreement_is_between_what_the_two_branches_say(start: Start) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from crossmost.data.dataset import CloudDataset, open_dataset
 from crossmost.data.samples import PlainBatch
 from crossmost.errors import InputError
 from crossmost.evaluation.evaluate import Evaluation, evaluate_run, pseudo_label_accuracy
-from crossmost.evaluation.run_report import write_run_report
+from crossmost.evaluation.run_report import run_rows, write_run_report
 from crossmost.models.student import Student
 from crossmost.runtime.vocabulary import Vocabulary
 
@@ -254,6 +255,29 @@ class TestRunReport:
             (run.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
             text = write_run_report(run, evaluation, shapes, shapes).read_text("utf-8")
             assert (said in text) if said else ("Center" not in text)
+
+    @pytest.mark.parametrize(
+        ("share", "options", "said"),
+        [
+            (1.0, {}, "chosen without labels: all of them"),
+            (0.8, {}, "chosen without labels: the surest 80% of each class"),
+            (0.6, {"kept_share": 0.6}, "the surest 60% of each class"),
+            (0.8, {"mode": "separate"}, "the surest 80% of each class"),
+            (0.8, {"mode": "agreement"}, None),
+            (0.8, {"threshold": "fixed"}, None),
+            (None, {}, None),  # of an older version
+        ],
+    )
+    def test_how_many_labels_were_kept_is_named(
+        self, run: Run, share: float | None, options: dict[str, Any], said: str | None
+    ) -> None:
+        records = [
+            json.loads(line) for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()
+        ]
+        lines = [json.dumps({**record, "kept_share": share}) for record in records]
+        (run.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        changed = replace(run, config=run.config.model_copy(update=options))
+        assert dict(run_rows(changed)).get("Pseudo-labels") == said
 
     def test_of_images_alone_is_about_the_images(self, run: Run, shapes: CloudDataset) -> None:
         alone = replace(run, config=run.config.model_copy(update={"mode": "image-only"}))

@@ -30,9 +30,9 @@ from crossmost.checkpoints.run import (
     check_folder,
     is_run,
     load_run,
-    read_provenance,
     shortcomings,
 )
+from crossmost.checkpoints.run_files import read_provenance
 from crossmost.config import TrainConfig, fit_to_base
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.inspection import pictures_note

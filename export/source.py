@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from crossmost.checkpoints.base import Architecture, check_text_model, load_base
-from crossmost.checkpoints.run import is_run, load_run, read_provenance, read_records, shortcomings
+from crossmost.checkpoints.run import is_run, load_run, read_records, shortcomings
+from crossmost.checkpoints.run_files import read_provenance
 from crossmost.checkpoints.sample import SAMPLE, Sample, load_sample
 from crossmost.errors import InputError
 from crossmost.models.point_encoder import PointEncoder

@@ -15,7 +15,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from crossmost.checkpoints.run import METRICS, read_provenance
+from crossmost.checkpoints.run import METRICS
+from crossmost.checkpoints.run_files import read_provenance
 from crossmost.cli import app
 from crossmost.runtime.orientation import turn
 from crossmost.runtime.vocabulary import Vocabulary

@@ -104,3 +104,18 @@ def test_a_damaged_note_is_named(made: Path, tmp_path: Path, reading: object) ->
         refused = invoke("eval", model, made / "shapes.npz")
         assert refused.exit_code == 2
         assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_provenance_that_says_nothing_is_named_by_every_command(made: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    (run / "provenance.json").write_text("{}", "utf-8")
+    for command in (
+        ("inspect", run),
+        ("eval", run, made / "shapes.npz"),
+        ("embed", run, made / "shapes.npz", "--out", tmp_path / "rows.npy"),
+        ("export", run, "--out", tmp_path / "run.bundle"),
+        ("train", made / "shapes.npz", "--resume", "--out", run),
+    ):
+        refused = invoke(*command)
+        assert refused.exit_code == 2
+        assert "provenance.json: expected crossmost, data, split" in refused.stderr

@@ -32,10 +32,10 @@ from crossmost.checkpoints.run import (
     PSEUDO_LABELS,
     build_student,
     is_run,
-    read_provenance,
     save_run,
     start_run,
 )
+from crossmost.checkpoints.run_files import read_provenance
 from crossmost.checkpoints.sample import SAMPLE, save_sample, take_sample
 from crossmost.checkpoints.store import has_generation, load_generation
 from crossmost.config import TrainConfig, fit_to_base, make_config, read_options, to_yaml

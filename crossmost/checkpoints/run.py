@@ -21,7 +21,7 @@ from crossmost.checkpoints.base import (
     load_base,
     read_architecture,
 )
-from crossmost.checkpoints.run_files import CLASSES, CONFIG, PROVENANCE, is_run, json_object, read_provenance
+from crossmost.checkpoints.run_files import CLASSES, CONFIG, PROVENANCE, is_run, json_object, read_note
 from crossmost.checkpoints.sample import SAMPLE
 from crossmost.checkpoints.store import (
     STATE_FILE,
@@ -149,7 +149,7 @@ def save_run(
 def _is_begun(folder: Path) -> bool:
     """Whether a run began in a folder and ended before it could be resumed."""
     try:
-        return BEGUN in read_provenance(folder)
+        return BEGUN in read_note(folder / PROVENANCE)
     except InputError:
         return False
 

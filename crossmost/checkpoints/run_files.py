@@ -9,6 +9,8 @@ from typing import Any
 from crossmost.errors import InputError
 
 CLASSES, CONFIG, PROVENANCE = "classes.npz", "config.yaml", "provenance.json"
+ORIGIN = ("crossmost", "data", "split", "clouds", "clouds_sha256", "base", "base_sha256")
+"""What the provenance of every run says; later versions say more."""
 
 
 def is_run(folder: Path) -> bool:
@@ -22,7 +24,12 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the note is missing or damaged.
     """
-    return read_note(folder / PROVENANCE)
+    found = read_note(folder / PROVENANCE)
+    if missing := [name for name in ORIGIN if name not in found]:
+        raise InputError(
+            f"{folder / PROVENANCE}: expected {', '.join(missing)} in it, found none: copy the run again"
+        )
+    return found
 
 
 def read_note(path: Path) -> dict[str, Any]:

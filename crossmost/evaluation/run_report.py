@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from crossmost.adaptation.up_axis import axis_warning
 from crossmost.checkpoints.base import Architecture
-from crossmost.checkpoints.run import REPORT, Run, read_provenance, read_records, shortcomings
+from crossmost.checkpoints.run import REPORT, Run, read_records, shortcomings
+from crossmost.checkpoints.run_files import read_provenance
 from crossmost.data.dataset import CloudDataset
 from crossmost.data.views import render_views
 from crossmost.evaluation.evaluate import Evaluation, pseudo_label_accuracy

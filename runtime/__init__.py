@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from crossmost.runtime.class_bank import ClassBank
     from crossmost.runtime.classifier import Classifier, InvalidCall
     from crossmost.runtime.errors import InvalidInput, RuntimeFailure
+    from crossmost.runtime.onnx_session import PassFailed
     from crossmost.runtime.prediction import Prediction
     from crossmost.runtime.preprocess import InvalidCloud
     from crossmost.runtime.selection import InvalidChoice
@@ -39,6 +40,7 @@ _HOMES = {
     "InvalidInput": "errors",
     "InvalidTextEncoder": "text_encoder",
     "InvalidVocabulary": "vocabulary",
+    "PassFailed": "onnx_session",
     "Prediction": "prediction",
     "RuntimeFailure": "errors",
     "TestTimeCache": "test_time_cache",
@@ -57,6 +59,7 @@ __all__ = [
     "InvalidInput",
     "InvalidTextEncoder",
     "InvalidVocabulary",
+    "PassFailed",
     "Prediction",
     "RuntimeFailure",
     "TestTimeCache",

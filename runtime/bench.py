@@ -172,9 +172,8 @@ def _open_all(
             refused[name] = str(error)
         except InvalidInput:  # the bundle's, or the caller's: no backend will do
             raise
-        except (
-            Exception
-        ) as error:  # a vendor's library may raise anything, and the others are measured all the same
+        # A vendor's library may raise anything, and the others are measured all the same.
+        except Exception as error:
             refused[name] = f"it failed with {type(error).__name__}: {reason(error)}"
     return opened, refused
 

@@ -129,7 +129,7 @@ class Classifier:
             InvalidCloud: a cloud without a usable point, or something else; of several it says which, and none is
                 answered. An empty list of clouds is answered by an empty list.
             InvalidCall: closed, or a top_k below 1.
-            EmbeddingFailed: the encoder answered with NaN.
+            EmbeddingFailed, PassFailed: the encoder answered with NaN, or could not, such as for want of memory.
         """
         top_k = _count("top_k", top_k)
         judge = self._judge
@@ -144,7 +144,7 @@ class Classifier:
             up_axis: of these clouds; None: as `load` was told.
 
         Raises:
-            InvalidCloud, InvalidCall, EmbeddingFailed: as when called.
+            InvalidCloud, InvalidCall, EmbeddingFailed, PassFailed: as when called.
         """
         return self._embed(points, up_axis)[0]
 

@@ -75,7 +75,7 @@ SELECTION = """
 import json, sys
 from pathlib import Path
 from crossmost.runtime.backend import BackendUnavailable
-from crossmost.runtime.manifest import load_manifest
+from crossmost.runtime.manifest import InvalidBundle, load_manifest
 from crossmost.runtime.selection import Wish, select_backend
 bundle = Path(sys.argv[1])
 try:
@@ -84,7 +84,7 @@ try:
     notes = found.backend.info().get("notes", [])
     answer = {"used": found.backend.name, "why": found.why, "refused": found.refused, "notes": notes}
     found.backend.close()
-except BackendUnavailable as error:
+except (BackendUnavailable, InvalidBundle) as error:
     answer = {"used": "", "why": str(error), "refused": {}}
 print("\\n" + json.dumps(answer))
 """

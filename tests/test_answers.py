@@ -635,6 +635,15 @@ class TestDoctor:
         assert found.exit_code == 1
         assert json.loads(found.stdout)["choice"]["used"] == ""
 
+    def test_a_manifest_that_contradicts_its_graph_cannot_be_used(self, bundle, crossmost, tmp_path):
+        other = shutil.copytree(bundle("fp32"), tmp_path / "other.bundle")
+        manifest = json.loads((other / "manifest.json").read_text("utf-8"))
+        manifest["encoder"]["groups"] *= 2
+        (other / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        done = crossmost("doctor", other)
+        assert done.exit_code == 1
+        assert re.search(r"BAD would be used +nothing: \S*encoder\.onnx: expected the inputs", done.stdout)
+
 
 def test_a_robot_without_torch_predicts_embeds_and_inspects(bundle, folder, tmp_path):
     """None of the trainer's libraries can be imported, and every command of the robot works."""

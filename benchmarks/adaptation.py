@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
@@ -72,6 +73,11 @@ def crossmost(*arguments: Any) -> None:
 def shared_options(pair: str, seed: int) -> dict[str, Any]:
     """The options of every run of a pair and a seed."""
     return {**OPTIONS, "epochs": EPOCHS[pair.split("-")[0]], "seed": seed}
+
+
+def settings(options: Mapping[str, Any]) -> str:
+    """Options as they are typed; None is what a run does unless told otherwise."""
+    return " ".join(f"--set {name}={value}" for name, value in options.items() if value is not None)
 
 
 def is_measured(path: Path) -> bool:

@@ -170,9 +170,8 @@ def measure_run(job: Job, settings: Settings) -> dict[str, Any]:
     run, target = folder / f"{settings.card}-{job.row}-{job.seed}", folder / "target.npz"
     seconds = train(row, config, settings.base(job.pair, job.seed), target, run, keep=False)
     records, right = measure(run, target, place.device, place.workers)
-    command = " ".join(f"--set {name}={value}" for name, value in shared.items())
     return {
-        "command": command,
+        "command": adaptation.settings(shared | row.options),
         "training_seconds": seconds and round(seconds, 1),
         **result(row, config, records, right),
     }

@@ -25,7 +25,7 @@ CEILING, FASTER, ALL_KEPT, OWN_SHARE = "fine-tuned", "joint-base-rate", "joint-a
 TITLES = {
     ZERO_SHOT: ZERO_SHOT,
     "point-only": "point-only",
-    OWN_SHARE: "joint (crossmost recipe)",
+    OWN_SHARE: "joint (crossmost recipe, its own share kept)",
     "joint": f"joint, the surest {100 * SUREST:g} % kept",
     ALL_KEPT: "joint, every label kept",
     LONG.name: f"{ROW_TITLES[LONG.name]}, the surest {100 * SUREST:g} % kept",

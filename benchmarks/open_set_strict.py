@@ -38,7 +38,8 @@ def train(folder: Path, own: Path, seed: int, known: Sequence[str]) -> Path:
         unlabelled(folder / "target.npz", clouds)
         model = folder / f"{MODE}-{seed}"
         config = load_run(model).config
-        given = {"epochs": config.epochs, "views": config.views, "watched": config.watched, "seed": seed}
+        same = ("epochs", "views", "watched", "kept_share")
+        given = {name: getattr(config, name) for name in same} | {"seed": seed}
         again = ["--resume"] if (run / "config.yaml").is_file() else [
             "--base", model / "base.safetensors", "--vocabulary", classes]  # fmt: skip
         command = [sys.executable, "-m", "crossmost", "train", clouds, "--out", run, "--mode", MODE]

@@ -71,7 +71,7 @@ def measure_job(job: Job, work: Path) -> None:
     records, right = measure(folder, target)
     found = {
         "pair": job.pair, "seed": job.seed, "data": target_set(job.pair),
-        "command": " ".join(f"--set {name}={value}" for name, value in shared.items()),
+        "command": adaptation.settings(shared | job.row.options),
         "seconds": seconds and round(seconds), **result(job.row, config, records, right),
         "machine": adaptation.machine(),
     }  # fmt: skip

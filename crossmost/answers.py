@@ -61,9 +61,10 @@ def predict(
     backend: str = "auto",
     threads: int | None = None,
     classes: Sequence[str] | Path | None = None,
+    messages_up: str = "z",
     as_json: bool = False,
 ) -> None:
-    """Print one line for each cloud of files, folders, datasets or recordings.
+    """Print one line for each cloud of files, folders, datasets or recordings, whose messages are `messages_up`.
 
     Raises:
         InputError: nothing that can be classified.
@@ -82,7 +83,7 @@ def predict(
         for path in paths:
             unread: dict[str, str] = {}
             if path in recordings:
-                up_axis = reading.up_axis
+                up_axis = messages_up
                 clouds = messages(path, topic, unread, colored=looks_at_colors(bundle, reading))
             else:
                 up_axis = DATASET_UP
@@ -302,6 +303,7 @@ def embed(
     topic: str | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    messages_up: str = "z",
 ) -> None:
     """Write the embeddings of all clouds, in their order: (N, D) float32 unit rows, and beside them what each row is.
 
@@ -311,11 +313,12 @@ def embed(
         model: a bundle, a run, a base, or the name of a public encoder, which is fetched.
         paths: of clouds, and with a bundle of recordings.
         out: the .npy to write; what each row is goes into the .ids.txt of the same stem, one a line: see `row_names`.
-        reading: how the clouds are read.
+        reading: how the clouds of files are read.
         split: of each of the paths; None for all of it.
         topic: of the recordings, all of which have it; None where they have one of clouds.
         backend: of a bundle; None for the best.
         threads: of a pass on the CPU; None for one a core.
+        messages_up: which axis is up in the messages of recordings.
 
     Raises:
         InputError: a place where nothing can be written, before any work; a topic for what is no recording; or no cloud
@@ -329,8 +332,9 @@ def embed(
     bad: dict[str, str] = {}
     if (model / MANIFEST).is_file():
         names, rows = embedded(
-            model, paths, reading, bad, split=split, topic=topic, backend=backend or "auto", threads=threads
-        )
+            model, paths, reading, bad,
+            split=split, topic=topic, backend=backend or "auto", threads=threads, messages_up=messages_up,
+        )  # fmt: skip
     elif topic is not None or backend is not None:
         option = (
             "--backend: others are run by torch" if topic is None else "--topic: recordings are read with one"
@@ -387,6 +391,7 @@ def embedded(
     topic: str | None,
     backend: str,
     threads: int | None,
+    messages_up: str,
 ) -> tuple[list[str], NDArray[np.float32]]:
     """Names and embeddings of clouds by a bundle; those that cannot be read go into `bad`: see `embed`."""
     names: list[str] = []
@@ -397,7 +402,7 @@ def embedded(
             unread: dict[str, str] = {}
             by_file, start = False, f"{path}/" if several else ""
             if opens_as_recording(path, split):
-                up_axis = reading.up_axis
+                up_axis = messages_up
                 clouds = messages(path, topic, unread, colored=looks_at_colors(bundle, reading))
             else:
                 up_axis, dataset = DATASET_UP, open_clouds(bundle, path, reading, split, topic)

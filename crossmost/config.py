@@ -153,8 +153,8 @@ class TrainConfig(BaseModel):
         None,
         gt=0,
         le=1,
-        description="of the predictions of each class, the surest; None: all where the branches agree well before "
-        "training (kappa 0.7), 0.8 elsewhere; threshold=adaptive",
+        description="of the predictions of each class, the surest; None: 0.8, or in joint training all where the "
+        "branches agree well before it (kappa 0.7); threshold=adaptive",
     )
     prior_momentum: float = Field(0.9, ge=0, lt=1, description="of fairness=moving-average")
     class_prior: tuple[float, ...] | None = Field(None, description="expected class shares; None: uniform")

@@ -99,7 +99,7 @@ class Finding:
     text: str
 
 
-UNBUILT = Finding("rebuild", "bad", "no TensorRT engine was built: why is said of tensorrt below")
+UNBUILT = Finding("rebuild", "bad", "no TensorRT engine was built: why is said below")
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,26 @@ class TestPredict:
             False,
         ]
 
+    def test_messages_are_z_up_and_have_columns_of_their_own_whatever_the_runs_files_had(
+        self, bundle, crossmost, tmp_path, rng
+    ):
+        other = shutil.copytree(bundle("fp32"), tmp_path / "other.bundle")
+        manifest = json.loads((other / "manifest.json").read_text("utf-8"))
+        manifest["provenance"]["training"]["reading"] = {
+            "up_axis": "y",
+            "columns": "xyz_rgb",
+            "color": "auto",
+        }
+        (other / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        recording = write_recording(tmp_path / "drive", rng)
+        for options in ((), ("--up-axis", "y")):
+            found = [
+                crossmost("predict", each, recording, "--topic", "/objects", *options)
+                for each in (bundle("fp32"), other)
+            ]
+            assert found[0].exit_code == found[1].exit_code == 0, found[1].stderr
+            assert found[0].stdout == found[1].stdout
+
     @pytest.mark.parametrize("option", [("--split", "test"), ("--columns", "xyz")])
     def test_what_a_recording_has_no_use_for_is_refused(self, bundle, crossmost, tmp_path, rng, option):
         recording = write_recording(tmp_path / "drive", rng)

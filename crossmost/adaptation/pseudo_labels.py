@@ -98,6 +98,11 @@ def _level(confidence: Tensor, share: float) -> float:
     return float(torch.nextafter(ranked[last], torch.tensor(0.0)))
 
 
+def keeps_a_share(config: TrainConfig) -> bool:
+    """Whether a run learns a share of each class's labels, and not those above a confidence or that are agreed on."""
+    return config.threshold == "adaptive" and config.mode != "agreement"
+
+
 class Labeler:
     """Turns the teacher's logits into pseudo-labels, and sets its own dials from unlabelled predictions."""
 

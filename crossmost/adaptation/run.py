@@ -208,7 +208,7 @@ def few_clouds(count: int, config: TrainConfig) -> str | None:
         return None
     steps = max(1, count // config.batch_size // config.accumulate) * config.epochs
     return (
-        f"{count} clouds are few: below {ENOUGH} the up axis is not checked and the center not chosen; "
+        f"{count} clouds are few: below {ENOUGH} the up axis is not checked, nor center and kept_share chosen; "
         f"optimiser steps of this run: {steps} (batch_size={config.batch_size}, epochs={config.epochs})"
     )
 

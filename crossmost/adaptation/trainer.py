@@ -37,7 +37,7 @@ from crossmost.adaptation.diagnosis import (
     project,
 )
 from crossmost.adaptation.optimizer import freeze, make_optimizer, training_mode
-from crossmost.adaptation.pseudo_labels import Labeler, PseudoLabels
+from crossmost.adaptation.pseudo_labels import Labeler, PseudoLabels, keeps_a_share
 from crossmost.adaptation.sampling import WatchedClouds, sample_settings
 from crossmost.adaptation.schedules import ema_decay, learning_rate
 from crossmost.adaptation.selection import collapsed, histogram, score
@@ -249,7 +249,7 @@ class Trainer:
         record: Record = {
             "epoch": epoch,
             "step": progress.step,
-            "kept_share": self.labeler.kept_share,
+            "kept_share": self.labeler.kept_share if keeps_a_share(config) else None,
             "watched/kept": targets.kept.double().mean().item(),
             "watched/agreement": agreement and agreement.share,
             "watched/kappa": agreement and agreement.beyond_chance,

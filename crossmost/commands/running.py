@@ -17,6 +17,8 @@ Backend = Annotated[
     str, typer.Option(help="tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, or auto: the best.")
 ]
 Topic = Annotated[str | None, typer.Option(help="PointCloud2 topic of a recording.")]
+MESSAGES_UP = "z"
+"""As in the body frames of ROS, whatever the files had that a run was trained on."""
 Threads = Annotated[int | None, typer.Option(min=1, help="Of one pass on the CPU; default: one a core.")]
 
 
@@ -54,6 +56,7 @@ def predict(
         bundle,
         paths,
         reading_of(bundle, {"up_axis": up_axis, "columns": columns, "color": color}),
+        messages_up=up_axis or MESSAGES_UP,
         split=split,
         topic=topic,
         backend=backend,
@@ -84,7 +87,10 @@ def embed(
 
     answers.refuse_columns(paths, columns)
     reading = reading_of(model, {"up_axis": up_axis, "columns": columns, "color": color})
-    answers.embed(model, paths, out, reading, split=split, topic=topic, backend=backend, threads=threads)
+    answers.embed(
+        model, paths, out, reading,
+        split=split, topic=topic, backend=backend, threads=threads, messages_up=up_axis or MESSAGES_UP,
+    )  # fmt: skip
 
 
 @command(epilog="Example: `crossmost bench scans.bundle --batches 1,8 --json`")

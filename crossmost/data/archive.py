@@ -87,14 +87,11 @@ def catalog_archive(path: Path, *, columns: str | None, labelled: bool = True) -
     wanted = [key, "split", "ids"]
     if labelled:
         wanted += ["labels", "class_names"]
-    if columns is None:
-        wanted += [*COLOR_KEYS, *"RGB"]
     arrays = _load(path, wanted)
     points, stem = arrays[key], printable(path.stem)
     try:
         require_real(points)
         count = len(points)
-        colors = _colors(arrays, points.shape[:2])
         ids = _texts(arrays, "ids", count) or [f"{stem}/{row}" for row in range(count)]
         if len(set(ids)) < count:
             twice = Counter(ids).most_common(1)[0][0]
@@ -103,6 +100,7 @@ def catalog_archive(path: Path, *, columns: str | None, labelled: bool = True) -
         splits = _train_and_test(_texts(arrays, "split", count) or [""] * count)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    colors = None if columns else _colors(path, points.shape[:2])
     return Catalog(stem, ArraySource(points, columns, colors), ids, splits, labels, class_names, path.parent)
 
 
@@ -118,12 +116,17 @@ def _load(path: Path, known: Sequence[str]) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _colors(arrays: dict[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any] | None:
-    """Three numbers per point, or None where the archive does not hold them beside the points."""
-    colors = colors_beside(arrays)
-    if colors is not None and colors.shape != (*shape, 3):
-        raise InputError(f"expected colours of shape {(*shape, 3)}, found {colors.shape}")
-    return colors
+def _colors(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Three numbers per point, or None where the archive does not hold them: other arrays may have these names."""
+    found: dict[str, NDArray[Any]] = {}
+    for name in (*COLOR_KEYS, *"RGB"):
+        try:
+            found |= _load(path, (name,))
+        except InputError as error:
+            if not isinstance(error.__cause__, ValueError):  # which pickled objects are: those are no colours
+                raise
+    one = {name: each for name, each in found.items() if each.shape == (*shape, 3)}
+    return colors_beside(one or {name: each for name, each in found.items() if each.shape == shape})
 
 
 def _texts(arrays: dict[str, NDArray[Any]], name: str, count: int) -> list[str] | None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossmost.data.columns import Cloud
+from crossmost.data.splits import asked_split
 from crossmost.errors import InputError
 
 UNKNOWN = -1
@@ -57,14 +58,15 @@ class Catalog:
     left_out: tuple[str, ...] = ()
 
     def rows_of(self, split: str | None) -> NDArray[np.int64]:
-        """Rows of one split, or of all where `split` is None or "all".
+        """Rows of one split, by its name or as the data spell it, or of all where `split` is None or "all".
 
         Raises:
             InputError: no cloud is in that split.
         """
         if split in (None, "all"):
             return np.arange(len(self.ids), dtype=np.int64)
-        rows = np.flatnonzero(np.asarray(self.splits) == split).astype(np.int64)
+        name = asked_split(split, set(self.splits))
+        rows = np.flatnonzero(np.asarray(self.splits) == name).astype(np.int64)
         if len(rows) == 0:
             known = sorted(set(self.splits) - {""})
             found = f"found {', '.join(known)}" if known else "found a data set without splits: leave it out"

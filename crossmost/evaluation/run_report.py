@@ -117,7 +117,7 @@ def run_rows(run: Run) -> list[tuple[str, str]]:
 def kept_row(run: Run, record: dict[str, Any]) -> str:
     """How many of the pseudo-labels were learnt, where it was a share of each class's."""
     share = record.get("kept_share")  # runs of older versions did not note it
-    if share is None or run.config.threshold != "adaptive" or run.config.mode == "agreement":
+    if share is None:
         return ""
     by = "chosen without labels: " if run.config.kept_share is None and run.config.mode == "joint" else ""
     return f"{by}{'all of them' if share == 1 else f'the surest {share:.0%} of each class'}"

@@ -424,8 +424,8 @@ class TestRefusals:
         config = tiny_config(epochs=0)
         runs.train(shapes, run.base, run.vocabulary, config, run.path, on_warning=said.append)
         assert said == [
-            "24 clouds are few: below 64 the up axis is not checked and the center not chosen; optimiser steps of this "
-            f"run: 0 (batch_size={config.batch_size}, epochs=0)"
+            "24 clouds are few: below 64 the up axis is not checked, nor center and kept_share chosen; "
+            f"optimiser steps of this run: 0 (batch_size={config.batch_size}, epochs=0)"
         ]
         assert runs.few_clouds(64, config) is None
         assert "run: 6 (batch_size=16, epochs=2)" in str(

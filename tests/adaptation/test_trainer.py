@@ -375,6 +375,13 @@ def test_how_many_labels_are_kept_is_decided_once_about_the_center_before_traini
     assert not list(waiting)
 
 
+@pytest.mark.parametrize("options", [{"threshold": "fixed"}, {"mode": "agreement"}])
+def test_a_share_that_has_no_effect_is_not_noted(start: Start, options: dict[str, Any]) -> None:
+    trainer = start(epochs=0, **options)
+    fit(trainer)
+    assert [record["kept_share"] for record in trainer.progress.records] == [None]
+
+
 def test_agreement_is_between_what_the_two_branches_say(start: Start) -> None:
     """In joint mode too, where both learn the same label."""
     trainer = start(epochs=1)

@@ -263,9 +263,7 @@ class TestRunReport:
             (0.8, {}, "chosen without labels: the surest 80% of each class"),
             (0.6, {"kept_share": 0.6}, "the surest 60% of each class"),
             (0.8, {"mode": "separate"}, "the surest 80% of each class"),
-            (0.8, {"mode": "agreement"}, None),
-            (0.8, {"threshold": "fixed"}, None),
-            (None, {}, None),  # of an older version
+            (None, {}, None),  # of an older version, or by a fixed threshold
         ],
     )
     def test_how_many_labels_were_kept_is_named(

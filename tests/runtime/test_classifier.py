@@ -298,6 +298,9 @@ def test_colors_are_left_out_where_those_of_the_training_were(speaking, tmp_path
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with load(bundle) as own, load(bundle, color="auto") as told, load(speaking) as other:
         np.testing.assert_array_equal(own.embed(colored), other.embed(colored[:, :3]))
+        np.testing.assert_array_equal(
+            own.embed(colored, up_axis="y"), other.embed(colored[:, :3], up_axis="y")
+        )
         np.testing.assert_array_equal(told.embed(colored), other.embed(colored))
         assert [each.info()["color"] for each in (own, told, other)] == ["none", "auto", "auto"]
     with pytest.raises(InvalidCloud, match="expected color as auto or none"):

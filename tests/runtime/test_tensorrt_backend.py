@@ -487,6 +487,14 @@ def test_no_engine_at_all_says_what_to_type(world):
     assert world.driver.alive == {}
 
 
+def test_what_to_type_makes_a_bundle_with_the_same_files(world):
+    graph = world.manifest.files["encoder.onnx"]
+    files = {**world.manifest.files, "encoder.int8.onnx": graph, "text_encoder.onnx": graph}
+    world.manifest = replace(world.manifest, files=files)
+    with pytest.raises(BackendUnavailable, match="--overwrite --int8 --text-encoder --tensorrt;"):
+        world.open()
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -46,7 +46,7 @@ def reading_of(model: Path, given: Mapping[str, str | None], *, labels: bool = T
         if getattr(found, name) != getattr(usual, name)
     ]:
         typer.echo(
-            f"clouds are read as the run's own were, unless told otherwise: {', '.join(sorted(told))}",
+            f"files are read as the run's own were, unless told otherwise: {', '.join(sorted(told))}",
             err=True,
         )
     return found

@@ -18,7 +18,7 @@ BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 
 AUTO = "auto"
 MOST_THREADS = 1024
-"""ONNX Runtime starts each of them when it opens a graph, and hangs for minutes over 100,000."""
+"""ONNX Runtime starts each of them when it opens a graph: a slip of the hand would hang it."""
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 

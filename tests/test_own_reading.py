@@ -19,7 +19,7 @@ from crossmost.own_reading import reading_of
 from crossmost.runtime.orientation import turn
 from crossmost.runtime.vocabulary import Vocabulary
 
-SAYS_SO = "clouds are read as the run's own were, unless told otherwise: --up-axis y"
+SAYS_SO = "files are read as the run's own were, unless told otherwise: --up-axis y"
 
 
 def invoke(*arguments: object) -> Result:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from crossmost.checkpoints.run_files import is_run
+from crossmost.checkpoints.run_files import CLASSES, CONFIG
 from crossmost.data.catalog import UNKNOWN, Catalog, printable
 from crossmost.data.columns import Cloud
 from crossmost.data.evidence import files_evidence
@@ -21,6 +21,8 @@ from crossmost.runtime.manifest import MANIFEST
 from crossmost.runtime.onnx_backend import GRAPH
 
 VIEWS = "views"
+MADE = ({CONFIG, CLASSES}, {MANIFEST, GRAPH})
+"""Files that only a run has, and only a bundle: the arrays beside them are no clouds of the user's."""
 
 COMPANIONS = frozenset(
     {".mtl", ".png", ".jpg", ".jpeg", ".tga", ".bmp", ".webp", ".md", ".json", ".yaml", ".yml", ".html"}
@@ -134,14 +136,6 @@ def is_split(name: str) -> bool:
     return bool(meant_splits([name]))
 
 
-def is_made(folder: Path) -> bool:
-    """Whether a folder is a run or a bundle: its arrays are no clouds of the user's."""
-    try:
-        return is_run(folder) or all((folder / name).is_file() for name in (MANIFEST, GRAPH))
-    except PermissionError:  # whoever enters it says so
-        return False
-
-
 def look_through(folder: Path) -> Found:
     """What lies below a folder, but for `views/` and names that begin with a dot."""
     found = Found()
@@ -163,14 +157,16 @@ def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: F
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
+    names = {entry.name for entry in inside}
+    if prefix and any(made <= names for made in MADE):
+        found.made.append(prefix)
+        return
     for entry in inside:
         if entry.name.startswith((".", "__MACOSX")) or (not prefix and entry.name == VIEWS):
             continue
         suffix = os.path.splitext(entry.name)[1].lower()
         if suffix in SUFFIXES and entry.is_file():
             found.clouds.append(prefix + entry.name)
-        elif entry.is_dir() and is_made(Path(entry.path)):
-            found.made.append(prefix + entry.name)
         elif entry.is_dir():
             _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {here}, found)
         elif suffix not in COMPANIONS and entry.is_file():
@@ -201,8 +197,7 @@ def _left_out(found: Found, beside: list[str], splits: Mapping[str, str]) -> Ite
     if found.closed:
         yield f"{', '.join(map(printable, found.closed))} left out: permission denied"
     if found.made:
-        folders = ", ".join(f"{printable(name)}/" for name in found.made)
-        yield f"{folders} left out: a run or bundle of crossmost"
+        yield f"{', '.join(map(printable, found.made))} left out: a run or bundle of crossmost"
     others = found.others
     if others:
         were = "were" if others.total() > 1 else "was"
